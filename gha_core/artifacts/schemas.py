@@ -1,0 +1,125 @@
+"""The one place where the tables of all artifacts are declared.
+
+A row key is (subject, sequence, timestep, camera) or the part of it that a table needs; tables are
+sorted by it. Every schema carries a version in its metadata, every numeric column its unit where
+it has one. :mod:`gha_core.artifacts.tables` enforces them on write and on read.
+"""
+
+from __future__ import annotations
+
+import pyarrow as pa
+
+VERSION = 1
+
+SUBJECT = pa.field("subject", pa.string(), nullable=False)
+SEQUENCE = pa.field("sequence", pa.string(), nullable=False)
+TIMESTEP = pa.field("timestep", pa.int32(), nullable=False)
+CAMERA = pa.field("camera", pa.string(), nullable=False)
+
+VIEW_KEY = [SUBJECT, SEQUENCE, TIMESTEP, CAMERA]
+FRAME_KEY = [SUBJECT, SEQUENCE, TIMESTEP]
+
+
+def _field(name: str, kind: pa.DataType, unit: str = "", nullable: bool = False) -> pa.Field:
+    return pa.field(name, kind, nullable=nullable, metadata={"unit": unit} if unit else None)
+
+
+def _schema(name: str, key: list[pa.Field], *fields: pa.Field) -> pa.Schema:
+    return pa.schema(
+        [*key, *fields],
+        metadata={
+            "gha.table": name,
+            "gha.version": str(VERSION),
+            "gha.key": ",".join(field.name for field in key),
+        },
+    )
+
+
+def _vector(size: int = -1, kind: pa.DataType | None = None) -> pa.DataType:
+    return pa.list_(kind or pa.float64(), size)
+
+
+# ingest ------------------------------------------------------------------------------------------
+FRAMES = _schema(
+    "frames",
+    VIEW_KEY,
+    _field("image", pa.binary(), "encoded sRGB image (JPEG or PNG)"),
+    _field("width", pa.int32(), "px"),
+    _field("height", pa.int32(), "px"),
+    _field("time", pa.float64(), "s"),
+    _field("sharpness", pa.float32(), "variance of the Laplacian of luma, 8-bit levels squared"),
+    _field("transform", _vector(9), "3x3, row-major: source pixel -> stored pixel"),
+)
+CAMERAS = _schema(
+    "cameras",
+    [SUBJECT, CAMERA],
+    _field("K", _vector(9), "3x3 row-major, px of the stored frames, first pixel centre (.5, .5)"),
+    _field("distortion", _vector(5), "k1 k2 p1 p2 k3 (OpenCV); zeros once undistorted"),
+    _field("w2c", _vector(16), "4x4 row-major, OpenCV world to camera, m"),
+    _field("width", pa.int32(), "px"),
+    _field("height", pa.int32(), "px"),
+)
+BACKGROUNDS = _schema(
+    "backgrounds",
+    [SUBJECT, CAMERA],
+    _field("image", pa.binary(), "encoded sRGB image, same crop and size as the frames"),
+    _field("width", pa.int32(), "px"),
+    _field("height", pa.int32(), "px"),
+)
+# Every stage that sets single frames aside writes one; camera is "" when a whole timestep is out.
+REJECTS = _schema("rejects", VIEW_KEY, _field("reason", pa.string()))
+
+# matting -----------------------------------------------------------------------------------------
+ALPHA = _schema(
+    "alpha",
+    VIEW_KEY,
+    _field("alpha", pa.binary(), "encoded 8-bit single-channel PNG, 255 = foreground"),
+    _field("width", pa.int32(), "px"),
+    _field("height", pa.int32(), "px"),
+)
+
+# landmarks ---------------------------------------------------------------------------------------
+LANDMARKS = _schema(
+    "landmarks",
+    VIEW_KEY,
+    _field("detector", pa.string()),
+    _field("points", _vector(kind=pa.float32()), "L x 2 row-major, px of the stored frame"),
+    _field("confidence", pa.float32(), "0..1"),
+    _field("box", _vector(4, pa.float32()), "x0 y0 x1 y1, px of the stored frame"),
+)
+LANDMARKS_3D = _schema(
+    "landmarks3d",
+    FRAME_KEY,
+    _field("points", _vector(kind=pa.float32()), "L x 3 row-major, world, m; NaN where unknown"),
+    _field("error", _vector(kind=pa.float32()), "L, median reprojection error, px"),
+    _field("views", _vector(kind=pa.int32()), "L, number of inlier views"),
+)
+
+# tracking ----------------------------------------------------------------------------------------
+TRACKING = _schema(
+    "tracking",
+    FRAME_KEY,
+    _field("rotation", _vector(3), "axis-angle, rad, head -> world"),
+    _field("translation", _vector(3), "m, world position of the head origin"),
+    _field("scale", pa.float64(), "m per unit of head space"),
+    _field("expression", _vector(kind=pa.float32()), "coefficients, 0..1, in the model's order"),
+    _field("landmarks", _vector(kind=pa.float32()), "M x 3 row-major, head space, with expression"),
+    _field("residual", pa.float32(), "px, RMS of landmark reprojection over all views"),
+)
+
+# geometry and avatar -----------------------------------------------------------------------------
+HISTORY = _schema(
+    "history",
+    [pa.field("step", pa.int64(), nullable=False), pa.field("term", pa.string(), nullable=False)],
+    _field("value", pa.float64(), "unweighted value of the loss term"),
+    _field("seconds", pa.float64(), "s since the start of training, resumed time included"),
+)
+
+# evaluation --------------------------------------------------------------------------------------
+SCORES = _schema(
+    "scores",
+    [*VIEW_KEY, pa.field("task", pa.string(), nullable=False)],
+    _field("region", pa.string(), "full | head | mouth_eyes"),
+    _field("metric", pa.string(), "psnr (dB) | ssim | akd (px) | ..."),
+    _field("value", pa.float64()),
+)

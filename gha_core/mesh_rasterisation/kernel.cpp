@@ -1,0 +1,3 @@
+#include "kernels.h"
+
+void bind_mesh_rasterisation(nb::module_ &) {}
