@@ -49,6 +49,8 @@ FRAMES = _schema(
     _field("time", pa.float64(), "s"),
     _field("sharpness", pa.float32(), "variance of the Laplacian of luma, 8-bit levels squared"),
     _field("transform", _vector(9), "3x3, row-major: source pixel -> stored pixel"),
+    _field("source_width", pa.int32(), "px"),
+    _field("source_height", pa.int32(), "px"),
 )
 CAMERAS = _schema(
     "cameras",

@@ -27,7 +27,9 @@ class TableWriter:
     def __init__(self, path: Path, schema: pa.Schema, max_group_rows: int = 512) -> None:
         self.path, self.schema = Path(path), schema
         self._key = _key_columns(schema)
-        self._group_key = [name for name in self._key if name in ("subject", "sequence", "timestep")]
+        self._group_key = [
+            name for name in self._key if name in ("subject", "sequence", "timestep")
+        ]
         self._max_rows = max_group_rows
         # Only tables with image blobs profit from one group per timestep; small rows are batched.
         self._by_timestep = any(pa.types.is_binary(field.type) for field in schema)
@@ -83,7 +85,9 @@ class TableWriter:
                 if not field.nullable and table.column(field.name).null_count:
                     raise pa.ArrowInvalid(f"column {field.name} has missing values")
         except (pa.ArrowInvalid, pa.ArrowTypeError) as error:
-            raise ArtifactError(f"{self.path.name}: a row does not fit its schema: {error}") from None
+            raise ArtifactError(
+                f"{self.path.name}: a row does not fit its schema: {error}"
+            ) from None
         self._writer.write_table(table)
         self._rows = []
 
@@ -99,7 +103,7 @@ def write_table(path: Path, schema: pa.Schema, rows: Iterable[Row]) -> int:
 
 def read_table(path: Path, schema: pa.Schema, columns: list[str] | None = None) -> pa.Table:
     """The whole table (or some columns of it) after checking it against ``schema``."""
-    with _open(path, schema) as file:
+    with open_table(path, schema) as file:
         return file.read(columns=columns)
 
 
@@ -107,12 +111,17 @@ def read_rows(
     path: Path, schema: pa.Schema, columns: list[str] | None = None
 ) -> Iterator[dict[str, Any]]:
     """Stream the rows as dicts, one row group in memory at a time, in key order."""
-    with _open(path, schema) as file:
+    with open_table(path, schema) as file:
         for group in range(file.num_row_groups):
             yield from file.read_row_group(group, columns=columns).to_pylist()
 
 
-def _open(path: Path, schema: pa.Schema) -> pq.ParquetFile:
+def open_table(path: Path, schema: pa.Schema) -> pq.ParquetFile:
+    """The open file after checking it against ``schema``; close it, or use it as a context manager.
+
+    Raises:
+        ArtifactError: it is missing, not Parquet, or of another schema or version.
+    """
     path = Path(path)
     try:
         file = pq.ParquetFile(path, memory_map=True)
