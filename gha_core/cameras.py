@@ -149,4 +149,4 @@ def convergence(cameras: list[Camera]) -> Array:
         right += across @ camera.centre
     if len(cameras) < 2 or np.linalg.cond(normal) > 1e6:
         raise CaptureError("The cameras do not converge: their optical axes are parallel.")
-    return np.linalg.solve(normal, right)
+    return np.asarray(np.linalg.solve(normal, right), float)

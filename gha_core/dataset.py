@@ -1,4 +1,6 @@
-"""All views of one subject as training and evaluation read them: ingest + matting + tracking + splits.
+"""All views of one subject as training and evaluation read them.
+
+Joins the ingest, matting and tracking artifacts and marks what the splits hold out.
 
 Encoded bytes are read per timestep and decoded on demand, so memory does not grow with the capture.
 """

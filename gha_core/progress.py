@@ -7,7 +7,7 @@ import json
 import os
 import sys
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sized
 from pathlib import Path
 from typing import TypeVar
 
@@ -27,7 +27,7 @@ def track(
         total: number of items in all, if ``items`` has no length (``start`` included).
         start: items that an earlier, interrupted run had already done.
     """
-    if total is None and hasattr(items, "__len__"):
+    if total is None and isinstance(items, Sized):
         total = len(items) + start
     report = os.environ.get(REPORT_VARIABLE)
     if report:

@@ -1,4 +1,4 @@
-"""Which frames are for training and which are held out. Nothing that is trained may see a test row."""
+"""Which frames train and which are held out. Nothing that is trained may see a test row."""
 
 from __future__ import annotations
 
@@ -34,13 +34,13 @@ class Splits(BaseModel):
             for name in named:
                 if name not in known:
                     raise ParameterError(
-                        f"splits.test_{kind}s names the {kind} {name!r}, which the capture does not "
-                        f"have. It has: {', '.join(known)}."
+                        f"splits.test_{kind}s names the {kind} {name!r}, which the capture does "
+                        f"not have. It has: {', '.join(known)}."
                     )
             if known and set(named) >= set(known):
                 raise ParameterError(
-                    f"splits.test_{kind}s holds out every {kind} of the capture; leave at least one "
-                    "to train on."
+                    f"splits.test_{kind}s holds out every {kind} of the capture; leave at least "
+                    "one to train on."
                 )
 
     def is_test(self, sequence: str, position: float, timestep: int, camera: str) -> bool:

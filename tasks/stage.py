@@ -7,7 +7,7 @@ scheduling and atomic replacement of its output folder are the business of whoev
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict
@@ -41,7 +41,7 @@ class Inputs:
     format: str
     artifacts: Path
     work: Path
-    splits: Splits = Splits()
+    splits: Splits = field(default_factory=Splits)
     seed: int = 0
 
     def __getitem__(self, stage: str) -> Path:

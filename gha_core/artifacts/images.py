@@ -17,7 +17,7 @@ def encode_jpeg(image: Image, quality: int = 95) -> bytes:
         cv2.IMWRITE_JPEG_QUALITY, quality,
         cv2.IMWRITE_JPEG_SAMPLING_FACTOR, cv2.IMWRITE_JPEG_SAMPLING_FACTOR_444,
     ]  # fmt: skip
-    return _encode(".jpg", cv2.cvtColor(image, cv2.COLOR_RGB2BGR), options)
+    return _encode(".jpg", cv2.cvtColor(image, cv2.COLOR_RGB2BGR).astype(np.uint8), options)
 
 
 def encode_png(image: Image) -> bytes:

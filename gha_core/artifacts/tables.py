@@ -9,6 +9,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from gha_core.artifacts.schemas import VERSION
 from gha_core.errors import ArtifactError
 
 Row = Mapping[str, Any]
@@ -27,9 +28,7 @@ class TableWriter:
     def __init__(self, path: Path, schema: pa.Schema, max_group_rows: int = 512) -> None:
         self.path, self.schema = Path(path), schema
         self._key = _key_columns(schema)
-        self._group_key = [
-            name for name in self._key if name in ("subject", "sequence", "timestep")
-        ]
+        self._group_key = [name for name in self._key if name != "camera"]
         self._max_rows = max_group_rows
         # Only tables with image blobs profit from one group per timestep; small rows are batched.
         self._by_timestep = any(pa.types.is_binary(field.type) for field in schema)
