@@ -1,3 +1,151 @@
+// Z-buffer and nearest-segment search on the CPU. The specification is twin.py beside this file.
+#include <algorithm>
+#include <cmath>
+#include <cstdint>
+#include <limits>
+#include <vector>
+
 #include "kernels.h"
 
-void bind_mesh_rasterisation(nb::module_ &) {}
+namespace {
+
+constexpr int BAND = 8; // image rows that one thread owns at a time
+
+struct Triangle {
+    double x[3], y[3], inverse_depth[3], inverse_area;
+    int64_t face;
+    int x0, x1, y0, y1; // inclusive range of pixels whose centres lie in the bounding box
+};
+
+struct Buffers {
+    int64_t *face;
+    float *barycentric, *depth;
+    int width;
+};
+
+// First and last pixel with its centre in [low, high]; false if there is none in the image.
+GHA_INLINE bool pixel_range(double low, double high, int size, int &first, int &last) {
+    const double a = std::ceil(low - 0.5), b = std::floor(high - 0.5);
+    if (!(b >= 0.0) || !(a <= size - 1.0)) return false;
+    first = a < 0 ? 0 : static_cast<int>(a);
+    last = b > size - 1.0 ? size - 1 : static_cast<int>(b);
+    return first <= last;
+}
+
+// All pixels of rows [row0, row1) that the triangle covers, edges included.
+GHA_MULTIVERSION void fill(const Triangle &t, int row0, int row1, const Buffers &out, double *best) {
+    const double *x = t.x, *y = t.y;
+    for (int row = std::max(t.y0, row0); row <= std::min(t.y1, row1 - 1); ++row) {
+        const double py = row + 0.5;
+        for (int column = t.x0; column <= t.x1; ++column) {
+            const double px = column + 0.5;
+            const double b0 =
+                ((x[1] - px) * (y[2] - py) - (x[2] - px) * (y[1] - py)) * t.inverse_area;
+            const double b1 =
+                ((x[2] - px) * (y[0] - py) - (x[0] - px) * (y[2] - py)) * t.inverse_area;
+            const double b2 =
+                ((x[0] - px) * (y[1] - py) - (x[1] - px) * (y[0] - py)) * t.inverse_area;
+            if (b0 < 0 || b1 < 0 || b2 < 0) continue;
+            const double w0 = b0 * t.inverse_depth[0], w1 = b1 * t.inverse_depth[1],
+                         w2 = b2 * t.inverse_depth[2], sum = w0 + w1 + w2;
+            const int64_t pixel = static_cast<int64_t>(row) * out.width + column;
+            // Faces come in ascending order, so a strict test lets the lowest index win a tie.
+            if (!(sum > best[pixel])) continue;
+            best[pixel] = sum;
+            out.face[pixel] = t.face;
+            out.depth[pixel] = static_cast<float>(1.0 / sum);
+            float *barycentric = out.barycentric + 3 * pixel;
+            barycentric[0] = static_cast<float>(w0 / sum);
+            barycentric[1] = static_cast<float>(w1 / sum);
+            barycentric[2] = static_cast<float>(w2 / sum);
+        }
+    }
+}
+
+void rasterize_triangles(Array<const double, nb::shape<-1, 3>> screen,
+                         Array<const int64_t, nb::shape<-1, 3>> faces, double near,
+                         Array<int64_t, nb::shape<-1, -1>> face_index,
+                         Array<float, nb::shape<-1, -1, 3>> barycentric,
+                         Array<float, nb::shape<-1, -1>> depth) {
+    nb::gil_scoped_release unlocked;
+    const int height = static_cast<int>(face_index.shape(0));
+    const int width = static_cast<int>(face_index.shape(1));
+    const double *points = screen.data();
+    const int bands = (height + BAND - 1) / BAND;
+    std::vector<Triangle> triangles;
+    triangles.reserve(faces.shape(0));
+    std::vector<std::vector<int32_t>> bins(bands);
+    for (int64_t face = 0; face < static_cast<int64_t>(faces.shape(0)); ++face) {
+        Triangle t;
+        bool usable = true;
+        for (int corner = 0; corner < 3; ++corner) {
+            const double *p = points + 3 * faces.data()[3 * face + corner];
+            usable &= p[2] > near && std::isfinite(p[0]) && std::isfinite(p[1]);
+            t.x[corner] = p[0];
+            t.y[corner] = p[1];
+            t.inverse_depth[corner] = 1.0 / p[2];
+        }
+        const double area =
+            (t.x[1] - t.x[0]) * (t.y[2] - t.y[0]) - (t.x[2] - t.x[0]) * (t.y[1] - t.y[0]);
+        if (!usable || !(std::abs(area) > 1e-12)) continue;
+        t.inverse_area = 1.0 / area;
+        t.face = face;
+        const auto [left, right] = std::minmax({t.x[0], t.x[1], t.x[2]});
+        const auto [top, bottom] = std::minmax({t.y[0], t.y[1], t.y[2]});
+        if (!pixel_range(left, right, width, t.x0, t.x1)) continue;
+        if (!pixel_range(top, bottom, height, t.y0, t.y1)) continue;
+        for (int band = t.y0 / BAND; band <= t.y1 / BAND; ++band)
+            bins[band].push_back(static_cast<int32_t>(triangles.size()));
+        triangles.push_back(t);
+    }
+    std::vector<double> best(static_cast<size_t>(width) * height, 0.0);
+    const Buffers out{face_index.data(), barycentric.data(), depth.data(), width};
+#pragma omp parallel for schedule(dynamic)
+    for (int band = 0; band < bands; ++band)
+        for (int32_t index : bins[band])
+            fill(triangles[index], band * BAND, std::min(height, (band + 1) * BAND), out,
+                 best.data());
+}
+
+// Squared distance from (px, py) to the segment a-b, given as x y x y.
+GHA_INLINE double squared_distance(const double *s, double px, double py) {
+    const double dx = s[2] - s[0], dy = s[3] - s[1], length = dx * dx + dy * dy;
+    const double along = length > 0 ? ((px - s[0]) * dx + (py - s[1]) * dy) / length : 0.0;
+    const double t = std::min(1.0, std::max(0.0, along));
+    const double ex = s[0] + t * dx - px, ey = s[1] + t * dy - py;
+    return ex * ex + ey * ey;
+}
+
+void nearest_segments(Array<const double, nb::shape<-1, 4>> segments, double radius,
+                      Array<int64_t, nb::shape<-1, -1>> nearest) {
+    nb::gil_scoped_release unlocked;
+    const int height = static_cast<int>(nearest.shape(0));
+    const int width = static_cast<int>(nearest.shape(1));
+    std::vector<double> best(static_cast<size_t>(width) * height, radius * radius);
+    for (int64_t index = 0; index < static_cast<int64_t>(segments.shape(0)); ++index) {
+        const double *s = segments.data() + 4 * index;
+        int x0, x1, y0, y1;
+        if (!pixel_range(std::min(s[0], s[2]) - radius, std::max(s[0], s[2]) + radius, width, x0, x1))
+            continue;
+        if (!pixel_range(std::min(s[1], s[3]) - radius, std::max(s[1], s[3]) + radius, height, y0, y1))
+            continue;
+        for (int row = y0; row <= y1; ++row)
+            for (int column = x0; column <= x1; ++column) {
+                const int64_t pixel = static_cast<int64_t>(row) * width + column;
+                const double distance = squared_distance(s, column + 0.5, row + 0.5);
+                if (distance < best[pixel]) {
+                    best[pixel] = distance;
+                    nearest.data()[pixel] = index;
+                }
+            }
+    }
+}
+
+} // namespace
+
+void bind_mesh_rasterisation(nb::module_ &m) {
+    m.def("rasterize_triangles", &rasterize_triangles,
+          "Z-buffer: screen [V, 3] (x px, y px, depth m), faces [F, 3], into preset buffers.");
+    m.def("nearest_segments", &nearest_segments,
+          "Index of the nearest of segments [S, 4] (px) within a radius, into a preset buffer.");
+}
