@@ -114,14 +114,16 @@ HISTORY = _schema(
     "history",
     [pa.field("step", pa.int64(), nullable=False), pa.field("term", pa.string(), nullable=False)],
     _field("value", pa.float64(), "unweighted value of the loss term"),
-    _field("seconds", pa.float64(), "s since the start of training, resumed time included"),
 )
 
 # evaluation --------------------------------------------------------------------------------------
 SCORES = _schema(
     "scores",
-    [*VIEW_KEY, pa.field("task", pa.string(), nullable=False)],
-    _field("region", pa.string(), "full | head | mouth_eyes"),
-    _field("metric", pa.string(), "psnr (dB) | ssim | akd (px) | ..."),
-    _field("value", pa.float64()),
+    [
+        *VIEW_KEY,
+        pa.field("task", pa.string(), nullable=False),
+        pa.field("region", pa.string(), nullable=False),
+        pa.field("metric", pa.string(), nullable=False),
+    ],
+    _field("value", pa.float64(), "psnr: dB; akd: px; NaN where undefined"),
 )
