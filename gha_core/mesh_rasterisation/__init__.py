@@ -1,5 +1,14 @@
 """Triangle meshes to images: z-buffer, interpolated attributes, soft silhouettes."""
 
+from gha_core.mesh_rasterisation.render import Edges, MeshImage, mesh_edges, render_mesh
 from gha_core.mesh_rasterisation.visibility import Fragments, rasterize, to_screen
 
-__all__ = ["Fragments", "rasterize", "to_screen"]
+__all__ = [
+    "Edges",
+    "Fragments",
+    "MeshImage",
+    "mesh_edges",
+    "rasterize",
+    "render_mesh",
+    "to_screen",
+]

@@ -8,7 +8,7 @@ from torch import Tensor
 from gha_core.mesh_rasterisation.twin import Visible
 
 try:
-    from gha_core import _native
+    from gha_core import _native  # type: ignore[attr-defined]
 except ImportError:  # installed without a C++ compiler
     _native = None
 

@@ -61,7 +61,7 @@ def rasterize(
         backend: "native", "twin", or "auto" (native where it can).
     """
     kernels = choose_backend(backend, vertices.device)
-    if len(faces) and not (0 <= int(faces.min()) and int(faces.max()) < len(vertices)):
+    if len(faces) and (int(faces.min()) < 0 or int(faces.max()) >= len(vertices)):
         raise ValueError(f"faces point outside the {len(vertices)} vertices")
     with torch.no_grad():
         screen = to_screen(vertices.detach().double(), K, w2c)
