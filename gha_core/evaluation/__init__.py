@@ -1,0 +1,1 @@
+"""Scores with their protocol, and the report that shows them."""
