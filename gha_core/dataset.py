@@ -55,6 +55,17 @@ class View:
         return self.sequence, self.timestep, self.camera
 
     @property
+    def motion(self) -> tuple[HeadPose, NDArray[np.float32]]:
+        """The tracked pose and the [E] expression.
+
+        Raises:
+            ArtifactError: the dataset was opened without a tracking artifact.
+        """
+        if self.pose is None or self.expression is None:
+            raise ArtifactError("This dataset was opened without tracking.")
+        return self.pose, self.expression
+
+    @property
     def is_test(self) -> bool:
         return self.part != "train"
 

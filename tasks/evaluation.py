@@ -51,9 +51,7 @@ SHOWN_STAGES = ("ingest", "matting", "tracking", "avatar")
 class Params(StageParams):
     """What is scored and shown."""
 
-    max_views: int = Field(
-        48, ge=0, description="most views scored per task; 0 = all held-out views"
-    )
+    max_views: int = Field(48, ge=0, description="most views scored per task; 0 = all")
     strips: int = Field(5, ge=1, le=50, description="rows of pictures in the report, worst to best")
     video_frames: int = Field(
         120, ge=0, description="most frames of the report's video; 0 = no video"
@@ -109,11 +107,11 @@ def _protocol(
         "background": "white, both images composited by the matting stage's alpha",
         "regions": (
             "full image; head = matte inside the hull of the tracked head without neck, scalp "
-            f"widened {HAIR_MARGIN}x; mouth and eyes = hulls of lips and lids + {FEATURE_MARGIN} of "
-            "the head's height"
+            f"widened {HAIR_MARGIN}x; mouth and eyes = hulls of lips and lids + {FEATURE_MARGIN} "
+            "of the head's height"
         ),
         "psnr": "mean squared error over the region's pixels only, 8-bit sRGB",
-        "ssim": "torchmetrics, 11x11 Gaussian window, sigma 1.5, RGB, mean of the map over the region",
+        "ssim": "torchmetrics, 11x11 Gaussian window, sigma 1.5, RGB, map averaged over the region",
         "akd": "MediaPipe FaceMesh (478 points) on photo and rendering, full image",
         "driving": "the tracker's pose and expression of each frame, not refined on test frames",
         "test_cameras": ", ".join(inputs.splits.test_cameras) or "none",
@@ -181,8 +179,7 @@ def _write_video(avatar: Avatar, dataset: Dataset, most: int, path: Path) -> byt
 
     def frames() -> Iterator[Image]:
         for view in views:
-            assert view.pose is not None and view.expression is not None
-            image, _ = avatar.render(dataset.cameras[view.camera], view.pose, view.expression)
+            image, _ = avatar.render(dataset.cameras[view.camera], *view.motion)
             yield np.concatenate([truth_image(dataset, view), image], axis=1)
 
     times = [view.time for view in views]

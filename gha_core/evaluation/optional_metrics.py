@@ -62,8 +62,8 @@ def _csim() -> Metric:
     root = Path.home() / ".insightface"
     if not (root / "models" / "buffalo_l" / "w600k_r50.onnx").is_file():
         raise _Unavailable(
-            "insightface's ArcFace model buffalo_l is not in ~/.insightface/models; it downloads on "
-            "request and is for non-commercial research only"
+            "insightface's ArcFace model buffalo_l is not in ~/.insightface/models; it downloads "
+            "on request and is for non-commercial research only"
         )
     from insightface.app import FaceAnalysis
 

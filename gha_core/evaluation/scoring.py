@@ -1,4 +1,4 @@
-"""Scoring an avatar on held-out views: per-view scores, their means and the protocol behind them."""
+"""Scoring an avatar on held-out views: scores of every view, and their means."""
 
 from __future__ import annotations
 
@@ -125,12 +125,12 @@ def score_views(
     """
     means = mean_images(dataset)
     for view in views:
-        assert view.pose is not None and view.expression is not None
+        pose, expression = view.motion
         camera, alpha = dataset.cameras[view.camera], dataset.alpha(view)
         truth = truth_image(dataset, view)
-        image, _ = avatar.render(camera, view.pose, view.expression)
-        frozen, _ = avatar.render(camera, view.pose, np.zeros_like(view.expression))
-        masks = region_masks(face, camera, view.pose, view.expression, alpha)
+        image, _ = avatar.render(camera, pose, expression)
+        frozen, _ = avatar.render(camera, pose, np.zeros_like(expression))
+        masks = region_masks(face, camera, pose, expression, alpha)
         inside = dataset.inside(view)
         masks = {name: mask & inside for name, mask in masks.items()}
         similarity = ssim_map(truth, image)
