@@ -1,0 +1,1 @@
+"""The neutral head as a signed distance field, and the networks that move and colour it."""

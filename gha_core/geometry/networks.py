@@ -1,0 +1,171 @@
+"""The networks that stage 1 (geometry) and stage 2 (avatar) share, and who controls a point.
+
+Xu et al., Gaussian Head Avatar (CVPR 2024). Points are in head space (unit: head length).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+OCTAVES = 4
+FEATURES = 128
+CHANNELS = 32
+POSE = 6
+DEFORMATION_SCALE = 0.3
+
+Activation = Callable[[Tensor], Tensor]
+
+
+def positional_encoding(x: Tensor, octaves: int = OCTAVES) -> Tensor:
+    """[..., D] to [..., D (1 + 2 octaves)]: x, then sin and cos of x, 2x, 4x, 8x …"""
+    parts = [x]
+    for octave in range(octaves):
+        parts += [torch.sin(2.0**octave * x), torch.cos(2.0**octave * x)]
+    return torch.cat(parts, -1)
+
+
+def encoded_size(size: int, octaves: int = OCTAVES) -> int:
+    return size * (1 + 2 * octaves)
+
+
+def control_weight(points: Tensor, landmarks: Tensor, t1: float, t2: float) -> Tensor:
+    """[N] λ: how far the expression (rather than the pose) controls each point. No gradient.
+
+    1 within ``t1`` of the nearest neutral landmark, 0 beyond ``t2``, linear between; true distances
+    in head lengths.
+
+    Args:
+        points: [N, 3]; landmarks: [M, 3], both head space.
+    """
+    with torch.no_grad():
+        distance = torch.cdist(points, landmarks).amin(1)
+        return ((t2 - distance) / (t2 - t1)).clamp(0, 1)
+
+
+class ConditionedMLP(nn.Module):
+    """An MLP with ReLU on [point, condition], where all points share the condition.
+
+    The same function as concatenation, but the first layer multiplies the points once for all
+    conditions and each condition once for all points.
+
+    Args:
+        point_size, condition_size: input sizes P and C; C may be 0.
+        hidden: widths of the hidden layers.
+        out: output size O. There is no activation after it.
+        out_scale: factor on the initial weights of the last layer (small: starts near zero).
+    """
+
+    def __init__(
+        self,
+        point_size: int,
+        condition_size: int,
+        hidden: Sequence[int],
+        out: int,
+        out_scale: float = 1.0,
+    ) -> None:
+        super().__init__()
+        self.point_size = point_size
+        widths = [point_size + condition_size, *hidden, out]
+        self.layers = nn.ModuleList(
+            nn.Linear(before, after) for before, after in zip(widths, widths[1:], strict=False)
+        )
+        for layer in list(self.layers)[:-1]:
+            nn.init.kaiming_uniform_(layer.weight, nonlinearity="relu")
+            nn.init.zeros_(layer.bias)
+        last = self.layers[-1]
+        with torch.no_grad():
+            last.weight.mul_(out_scale)
+            last.bias.zero_()
+
+    def forward(self, points: Tensor, condition: Tensor | None = None) -> Tensor:
+        """points [N, P] and condition [..., C] to [..., N, O] ([N, O] without condition)."""
+        first = self.layers[0]
+        x = nn.functional.linear(points, first.weight[:, : self.point_size], first.bias)
+        if condition is not None:
+            extra = nn.functional.linear(condition, first.weight[:, self.point_size :])
+            x = x + extra[..., None, :]
+        for layer in list(self.layers)[1:]:
+            x = layer(torch.relu(x))
+        return x
+
+
+@dataclass(frozen=True)
+class NeutralField:
+    """What the geometry network says about N points of neutral head space.
+
+    Attributes:
+        sdf: [N] signed distance-like value in -1..1, negative inside.
+        offset: [N, 3] in -1..1; divided by the grid resolution it displaces a grid vertex.
+        features: [N, 128] in -1..1.
+    """
+
+    sdf: Tensor
+    offset: Tensor
+    features: Tensor
+
+
+class HeadNetworks(nn.Module):
+    """The five networks of both stages: geometry, and colour and deformation by expression and pose.
+
+    Args:
+        expressions: number of expression coefficients E.
+        width: hidden width (256 in the paper).
+    """
+
+    def __init__(self, expressions: int, width: int = 256) -> None:
+        super().__init__()
+        half, gamma_x, gamma_pose = width // 2, encoded_size(3), encoded_size(POSE)
+        self.expressions, self.width = expressions, width
+        self.geometry = ConditionedMLP(gamma_x, 0, [width] * 5, 1 + 3 + FEATURES)
+        self.colour_expression = ConditionedMLP(FEATURES, expressions, [width] * 2, CHANNELS)
+        self.colour_pose = ConditionedMLP(FEATURES, gamma_pose, [half], CHANNELS)
+        # Deformations start near zero, so that the first steps explain the images by shape.
+        self.deformation_expression = ConditionedMLP(gamma_x, expressions, [width] * 5, 3, 0.05)
+        self.deformation_pose = ConditionedMLP(gamma_x, gamma_pose, [width] * 2, 3, 0.05)
+
+    def neutral(self, points: Tensor) -> NeutralField:
+        """The geometry network at ``points`` [N, 3]."""
+        out = torch.tanh(self.geometry(positional_encoding(points)))
+        return NeutralField(out[:, 0], out[:, 1:4], out[:, 4:])
+
+    def deformation(
+        self, points: Tensor, weight: Tensor, expression: Tensor, pose: Tensor
+    ) -> Tensor:
+        """[..., N, 3] displacement of neutral points, head space.
+
+        Args:
+            points: [N, 3]; weight: [N] λ of :func:`control_weight`.
+            expression: [..., E]; pose: [..., 6] axis-angle (rad) and translation (m).
+        """
+        encoded = positional_encoding(points)
+        by_expression = torch.tanh(self.deformation_expression(encoded, expression))
+        by_pose = torch.tanh(self.deformation_pose(encoded, positional_encoding(pose)))
+        weight = weight[:, None]
+        return DEFORMATION_SCALE * (weight * by_expression + (1 - weight) * by_pose)
+
+    def colour(
+        self,
+        features: Tensor,
+        weight: Tensor,
+        expression: Tensor,
+        pose: Tensor,
+        activation: Activation = torch.sigmoid,
+    ) -> Tensor:
+        """[..., N, 32] channels; the first three are RGB when ``activation`` is the sigmoid.
+
+        Args:
+            features: [N, 128]; weight: [N]; expression: [..., E]; pose: [..., 6].
+            activation: after each network: sigmoid in stage 1, ``identity`` in stage 2.
+        """
+        by_expression = activation(self.colour_expression(features, expression))
+        by_pose = activation(self.colour_pose(features, positional_encoding(pose)))
+        weight = weight[:, None]
+        return weight * by_expression + (1 - weight) * by_pose
+
+
+def identity(x: Tensor) -> Tensor:
+    return x
