@@ -14,9 +14,7 @@ from scipy.spatial import cKDTree
 from torch import Tensor
 
 # Where a triangle is sampled for the search of near triangles: its centre and near its corners.
-_SAMPLES = torch.tensor([[1, 1, 1], [4, 1, 1], [1, 4, 1], [1, 1, 4]]) / torch.tensor(
-    [[3], [6], [6], [6]]
-)
+_SAMPLES = torch.tensor([[2, 2, 2], [4, 1, 1], [1, 4, 1], [1, 1, 4]]) / 6
 
 
 @dataclass(frozen=True)
@@ -34,7 +32,7 @@ class CarriedExpressions:
     basis: Tensor
 
     def displacement(self, expression: Tensor) -> Tensor:
-        """[..., E] coefficients to [..., N, 3] displacements; differentiable in the coefficients."""
+        """[..., E] coefficients to [..., N, 3] displacements; differentiable."""
         moved = (expression @ self.basis.flatten(1)).unflatten(-1, self.basis.shape[1:])
         return (moved[..., self.corners, :] * self.weights[..., None]).sum(-2)
 
@@ -66,7 +64,7 @@ def carry(
         if candidates is None:
             candidates = near_faces(points, neutral_vertices, faces)
         corners = neutral_vertices[faces[candidates]]  # [N, k, 3, 3]
-        weights = closest_on_triangle(points[:, None].expand(corners.shape[:2] + (3,)), corners)
+        weights = closest_on_triangle(points[:, None].expand(*corners.shape[:2], 3), corners)
         distance = ((weights[..., None] * corners).sum(-2) - points[:, None]).norm(dim=-1)
         distance, best = distance.min(1)
         every = torch.arange(len(points), device=points.device)

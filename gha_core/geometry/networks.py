@@ -7,6 +7,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
+from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -70,25 +72,23 @@ class ConditionedMLP(nn.Module):
         super().__init__()
         self.point_size = point_size
         widths = [point_size + condition_size, *hidden, out]
-        self.layers = nn.ModuleList(
-            nn.Linear(before, after) for before, after in zip(widths, widths[1:], strict=False)
-        )
-        for layer in list(self.layers)[:-1]:
+        linear = [nn.Linear(before, after) for before, after in pairwise(widths)]
+        for layer in linear[:-1]:
             nn.init.kaiming_uniform_(layer.weight, nonlinearity="relu")
             nn.init.zeros_(layer.bias)
-        last = self.layers[-1]
         with torch.no_grad():
-            last.weight.mul_(out_scale)
-            last.bias.zero_()
+            linear[-1].weight.mul_(out_scale)
+            linear[-1].bias.zero_()
+        self.layers = nn.ModuleList(linear)
 
     def forward(self, points: Tensor, condition: Tensor | None = None) -> Tensor:
         """points [N, P] and condition [..., C] to [..., N, O] ([N, O] without condition)."""
-        first = self.layers[0]
+        first, *others = cast(list[nn.Linear], list(self.layers))
         x = nn.functional.linear(points, first.weight[:, : self.point_size], first.bias)
         if condition is not None:
             extra = nn.functional.linear(condition, first.weight[:, self.point_size :])
             x = x + extra[..., None, :]
-        for layer in list(self.layers)[1:]:
+        for layer in others:
             x = layer(torch.relu(x))
         return x
 
@@ -109,7 +109,7 @@ class NeutralField:
 
 
 class HeadNetworks(nn.Module):
-    """The five networks of both stages: geometry, and colour and deformation by expression and pose.
+    """The five networks of both stages: geometry, colour and deformation.
 
     Args:
         expressions: number of expression coefficients E.
