@@ -21,7 +21,7 @@ def psnr(truth: Image, image: Image, mask: Mask) -> float:
     if not mask.any():
         return float("nan")
     difference = (truth[mask].astype(np.float64) - image[mask]) / 255.0
-    return float(-10.0 * np.log10(max(np.mean(difference**2), 1e-10)))
+    return float(-10.0 * np.log10(max(float(np.mean(difference**2)), 1e-10)))
 
 
 def ssim_map(truth: Image, image: Image) -> NDArray[np.float32]:

@@ -96,5 +96,6 @@ def _hull(pixels: NDArray[np.float64], shape: tuple[int, ...], margin: float) ->
         cv2.fillConvexPoly(mask, hull, 1)
         if margin >= 1:
             size = 2 * round(margin) + 1
-            mask = cv2.dilate(mask, cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (size, size)))
+            disc = cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (size, size))
+            mask = cv2.dilate(mask, disc).astype(np.uint8)
     return mask.astype(bool)

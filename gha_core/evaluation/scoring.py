@@ -107,7 +107,8 @@ def mean_images(dataset: Dataset, most: int = 120) -> dict[str, Image]:
     shapes = {total.shape for total, _ in sums.values()}
     if len(shapes) == 1:
         count = sum(count for _, count in sums.values())
-        means[""] = (sum(total for total, _ in sums.values()) / count).astype(np.uint8)
+        total = np.sum([total for total, _ in sums.values()], axis=0)
+        means[""] = (total / count).astype(np.uint8)
     return means
 
 
