@@ -1,0 +1,23 @@
+"""Where a face is in an image, point by point, and where its points are in the world."""
+
+from gha_core.landmarks.face_boxes import FaceBox, FaceFinder, find_faces, main_face
+from gha_core.landmarks.facemesh import (
+    DETECTOR,
+    LANDMARKS,
+    Detection,
+    FaceMeshDetector,
+)
+from gha_core.landmarks.triangulation import Triangulation, triangulate
+
+__all__ = [
+    "DETECTOR",
+    "LANDMARKS",
+    "Detection",
+    "FaceBox",
+    "FaceFinder",
+    "FaceMeshDetector",
+    "Triangulation",
+    "find_faces",
+    "main_face",
+    "triangulate",
+]
