@@ -3,10 +3,10 @@
 from gha_core.landmarks.face_boxes import FaceBox, FaceFinder, find_faces, main_face
 from gha_core.landmarks.facemesh import (
     DETECTOR,
-    LANDMARKS,
     Detection,
     FaceMeshDetector,
 )
+from gha_core.landmarks.points import LANDMARKS
 from gha_core.landmarks.triangulation import Triangulation, triangulate
 
 __all__ = [

@@ -13,23 +13,20 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gha_core.artifacts.images import Image
-from gha_core.landmarks.face_boxes import LEFT_EYE, RIGHT_EYE, FaceBox, FaceFinder, main_face
+from gha_core.landmarks import face_boxes
+from gha_core.landmarks.face_boxes import FaceBox, FaceFinder, main_face
 from gha_core.landmarks.models import Model
+from gha_core.landmarks.points import LANDMARKS, LEFT_EYE, MESH_LANDMARKS, RIGHT_EYE
 from gha_core.landmarks.regions import Region, sample, upright
 
 Array = NDArray[np.float64]
 
 DETECTOR = "facemesh"
-MESH_LANDMARKS = 468
-LANDMARKS = 478
-
-# Outer and inner corners: of the subject's right eye, of the left eye.
-RIGHT_EYE_CORNERS = (33, 133)
-LEFT_EYE_CORNERS = (263, 362)
-# The iris model's eye contour, in its order, as FaceMesh points: lower lid from the outer to the
-# inner corner, upper lid likewise. Found (and tested) by matching both models' points on images.
-_LOWER_UPPER_RIGHT = (33, 7, 163, 144, 145, 153, 154, 155, 133, 246, 161, 160, 159, 158, 157, 173)
-_LOWER_UPPER_LEFT = (263, 249, 390, 373, 374, 380, 381, 382, 362, 466, 388, 387, 386, 385, 384, 398)
+# The iris model's eye contour in its own order: lower lid from the outer to the inner corner, upper
+# lid likewise. Found, and tested, by matching the points of both models on images.
+_CORNERS_RIGHT, _CORNERS_LEFT = (33, 133), (263, 362)  # outer, inner
+_LIDS_RIGHT = (*RIGHT_EYE[:9], *RIGHT_EYE[:8:-1])
+_LIDS_LEFT = (*LEFT_EYE[:9], *LEFT_EYE[:8:-1])
 
 _MESH_INPUT, _IRIS_INPUT = 192, 64
 _FACE_MARGIN, _EYE_MARGIN = 1.5, 2.3  # region side per extent, as the models were trained
@@ -91,8 +88,8 @@ class FaceMeshDetector:
             return None
         region = upright(
             face.box.reshape(2, 2),
-            face.keypoints[RIGHT_EYE],
-            face.keypoints[LEFT_EYE],
+            face.keypoints[face_boxes.RIGHT_EYE],
+            face.keypoints[face_boxes.LEFT_EYE],
             _FACE_MARGIN,
         )
         # The box only says roughly where the face is; the points themselves say it well.
@@ -107,11 +104,11 @@ class FaceMeshDetector:
         if score < self.min_face_score:
             return None
 
-        points = np.concatenate([mesh[:, :2], np.zeros((10, 2))])
+        points = np.concatenate([mesh[:, :2], np.zeros((LANDMARKS - MESH_LANDMARKS, 2))])
         for side, (contour, corners, mirrored) in enumerate(
             (
-                (_LOWER_UPPER_RIGHT, RIGHT_EYE_CORNERS, False),
-                (_LOWER_UPPER_LEFT, LEFT_EYE_CORNERS, True),
+                (_LIDS_RIGHT, _CORNERS_RIGHT, False),
+                (_LIDS_LEFT, _CORNERS_LEFT, True),
             )
         ):
             lids, iris = self._run_iris(image, mesh[list(corners), :2], mirrored)
@@ -160,7 +157,7 @@ class FaceMeshDetector:
 def _region_of(mesh: Array) -> Region:
     """The region to look at when the points are known."""
     points = mesh[:, :2]
-    return upright(points, points[RIGHT_EYE_CORNERS[0]], points[LEFT_EYE_CORNERS[0]], _FACE_MARGIN)
+    return upright(points, points[_CORNERS_RIGHT[0]], points[_CORNERS_LEFT[0]], _FACE_MARGIN)
 
 
 # Points on the outline of the face: at the right and left ear, forehead, chin.
@@ -185,7 +182,7 @@ def _facing(mesh: Array) -> tuple[Array, float]:
     normals = ((mesh - centre) @ axes.T / radii**2) @ axes
     normals /= np.linalg.norm(normals, axis=1, keepdims=True)
     facing = np.clip(-normals[:, 2], 0, 1)
-    irises = [facing[list(corners)].mean() for corners in (RIGHT_EYE_CORNERS, LEFT_EYE_CORNERS)]
+    irises = [facing[list(corners)].mean() for corners in (_CORNERS_RIGHT, _CORNERS_LEFT)]
     return np.concatenate([facing, np.repeat(irises, 5)]), float(np.arccos(-forward[2]))
 
 
