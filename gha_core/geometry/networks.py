@@ -83,13 +83,23 @@ class ConditionedMLP(nn.Module):
 
     def forward(self, points: Tensor, condition: Tensor | None = None) -> Tensor:
         """points [N, P] and condition [..., C] to [..., N, O] ([N, O] without condition)."""
-        first, *others = cast(list[nn.Linear], list(self.layers))
+        *hidden, last = cast(list[nn.Linear], list(self.layers))
+        return last(self._hidden(hidden, points, condition))
+
+    def first_output(self, points: Tensor) -> Tensor:
+        """[N]: the first output alone, without condition."""
+        *hidden, last = cast(list[nn.Linear], list(self.layers))
+        return self._hidden(hidden, points, None) @ last.weight[0] + last.bias[0]
+
+    def _hidden(self, layers: list[nn.Linear], points: Tensor, condition: Tensor | None) -> Tensor:
+        first, *others = layers
         x = nn.functional.linear(points, first.weight[:, : self.point_size], first.bias)
         if condition is not None:
             extra = nn.functional.linear(condition, first.weight[:, self.point_size :])
             x = x + extra[..., None, :]
+        x = torch.relu(x)
         for layer in others:
-            x = layer(torch.relu(x))
+            x = torch.relu(layer(x))
         return x
 
 
@@ -131,6 +141,10 @@ class HeadNetworks(nn.Module):
         """The geometry network at ``points`` [N, 3]."""
         out = torch.tanh(self.geometry(positional_encoding(points)))
         return NeutralField(out[:, 0], out[:, 1:4], out[:, 4:])
+
+    def sdf(self, points: Tensor) -> Tensor:
+        """[N] signed distance alone: ``neutral(points).sdf`` with a cheaper last layer."""
+        return torch.tanh(self.geometry.first_output(positional_encoding(points)))
 
     def deformation(
         self, points: Tensor, weight: Tensor, expression: Tensor, pose: Tensor

@@ -1,0 +1,201 @@
+"""What the geometry is fitted to: small training views, grouped by timestep."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import cv2
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor
+
+from gha_core.cameras import Camera
+from gha_core.dataset import Dataset, View
+from gha_core.errors import ArtifactError, StageError, locate
+from gha_core.pose import HeadPose
+
+
+@dataclass(frozen=True)
+class TrackedFace:
+    """The subject's neutral face mesh as the tracker left it, head space.
+
+    Attributes:
+        vertices: [V, 3]; faces: [F, 3] int64; expression_basis: [E, V, 3]; landmarks: [M, 3].
+    """
+
+    vertices: Tensor
+    faces: Tensor
+    expression_basis: Tensor
+    landmarks: Tensor
+
+    @staticmethod
+    def load(path: Path) -> TrackedFace:
+        """Read the tracking artifact's ``identity.safetensors``."""
+        try:
+            tensors = load_file(path)
+            return TrackedFace(
+                tensors["neutral_vertices"].float(),
+                tensors["faces"].long(),
+                tensors["expression_basis"].float(),
+                tensors["landmarks"].float(),
+            )
+        except (OSError, SafetensorError, KeyError) as error:
+            raise ArtifactError(
+                f"{path} is not a readable identity ({error}). Run the tracking stage again."
+            ) from None
+
+
+@dataclass(frozen=True)
+class TrainingView:
+    """One small image.
+
+    Attributes:
+        camera: resized to the image.
+        image: [H, W, 3] uint8 sRGB; matte: [H, W] uint8, 255 = foreground.
+        usable: [H, W] bool, False where the photo or the grid's box does not reach.
+    """
+
+    camera: Camera
+    image: NDArray[np.uint8]
+    matte: NDArray[np.uint8]
+    usable: NDArray[np.bool_]
+
+
+@dataclass(frozen=True)
+class TrainingFrame:
+    """One timestep with its tracked pose, expression [E] and landmarks [M, 3] in head space."""
+
+    sequence: str
+    timestep: int
+    pose: HeadPose
+    expression: Tensor
+    landmarks: Tensor
+    views: tuple[TrainingView, ...]
+
+    @property
+    def pose_vector(self) -> Tensor:
+        """[6] axis-angle (rad) and translation (m)."""
+        return torch.tensor(np.concatenate([self.pose.rotation, self.pose.translation])).float()
+
+    def to_world(self, points: Tensor) -> Tensor:
+        """[N, 3] head space to metres; differentiable."""
+        rotation = torch.from_numpy(self.pose.matrix).float()
+        translation = torch.as_tensor(np.asarray(self.pose.translation)).float()
+        return self.pose.scale * points @ rotation.T + translation
+
+
+def load_frames(
+    dataset: Dataset, size: int, limit: int, lower: Tensor, upper: Tensor
+) -> list[TrainingFrame]:
+    """Read at most ``limit`` training timesteps, evenly spread over all of them.
+
+    Args:
+        size: longest side of the small images, pixels.
+        lower, upper: [3] the box of the grid in head space.
+
+    Raises:
+        StageError: there are no training views, their mattes are empty, or no camera looks at the
+            tracked head.
+    """
+    groups: dict[tuple[str, int], list[View]] = {}
+    for view in dataset.train:
+        groups.setdefault((view.sequence, view.timestep), []).append(view)
+    if not groups:
+        raise StageError(
+            "No training view is left: every view is held out or rejected. Check splits and the "
+            "rejects tables of ingest and tracking."
+        )
+    keys = sorted(groups)
+    count = min(limit, len(keys))
+    chosen = [keys[index * len(keys) // count] for index in range(count)]
+    frames = [_load_frame(dataset, groups[key], size, lower, upper) for key in chosen]
+    check_frames(frames)
+    return frames
+
+
+def check_frames(frames: Sequence[TrainingFrame]) -> None:
+    """Refuse what no optimisation can fit, with the cause (see :func:`load_frames`)."""
+    blind, empty, total = [], [], 0
+    for frame in frames:
+        for view in frame.views:
+            total += 1
+            where = locate(frame.sequence, frame.timestep, view.camera.name)
+            x, y = view.camera.project(np.asarray(frame.pose.translation))
+            if not (0 <= x <= view.camera.width and 0 <= y <= view.camera.height):
+                blind.append(where)
+            if not (view.matte >= 128).any():
+                empty.append(where)
+    if len(empty) > total / 2:
+        raise StageError(
+            f"{len(empty)} of {total} training mattes are empty, e.g. {empty[0]}. Look at the "
+            "preview of the matting stage."
+        )
+    if len(blind) > total / 2:
+        raise StageError(
+            f"In {len(blind)} of {total} training views the tracked head lies outside the image or "
+            f"behind the camera, e.g. {blind[0]}. Check the calibration (OpenCV world-to-camera, "
+            "metres) and the preview of the tracking stage."
+        )
+
+
+def usable_pixels(camera: Camera, pose: HeadPose, lower: Tensor, upper: Tensor) -> NDArray:
+    """[H, W] bool: the ray meets the box of the grid, and does not leave it through its floor,
+    under which the matte shows a torso that the grid cannot hold."""
+    corners = np.array(
+        [[x, y, z] for y in _ends(lower, upper, 1) for x in _ends(lower, upper, 0)
+         for z in _ends(lower, upper, 2)]
+    )  # fmt: skip
+    pixels = camera.project(pose.to_world(corners))
+    if not np.isfinite(pixels).all():
+        return np.ones((camera.height, camera.width), bool)
+    return _hull(camera, pixels) & ~_hull(camera, pixels[:4])
+
+
+def _ends(lower: Tensor, upper: Tensor, axis: int) -> tuple[float, float]:
+    return float(lower[axis]), float(upper[axis])
+
+
+def _hull(camera: Camera, pixels: NDArray) -> NDArray:
+    canvas = np.zeros((camera.height, camera.width), np.uint8)
+    hull = cv2.convexHull(np.clip(pixels, -1e4, 1e4).astype(np.float32))
+    cv2.fillConvexPoly(canvas, np.round(hull - 0.5).astype(np.int32), 1)
+    return canvas.astype(bool)
+
+
+def _load_frame(
+    dataset: Dataset, views: list[View], size: int, lower: Tensor, upper: Tensor
+) -> TrainingFrame:
+    pose, expression = views[0].motion
+    small = []
+    for view in views:
+        camera = dataset.cameras[view.camera]
+        factor = size / max(camera.width, camera.height)
+        camera = camera.resized(round(camera.width * factor), round(camera.height * factor))
+        shape = (camera.width, camera.height)
+        inside = dataset.inside(view).astype(np.uint8)
+        usable = cv2.resize(inside, shape, interpolation=cv2.INTER_NEAREST).astype(bool)
+        small.append(
+            TrainingView(
+                camera,
+                _shrink(dataset.image(view), shape),
+                _shrink(dataset.alpha(view), shape),
+                usable & usable_pixels(camera, pose, lower, upper),
+            )
+        )
+    return TrainingFrame(
+        views[0].sequence,
+        views[0].timestep,
+        pose,
+        torch.from_numpy(expression),
+        torch.from_numpy(views[0].landmarks),
+        tuple(small),
+    )
+
+
+def _shrink(image: NDArray[np.uint8], shape: tuple[int, int]) -> NDArray[np.uint8]:
+    return cv2.resize(image, shape, interpolation=cv2.INTER_AREA).astype(np.uint8, copy=False)

@@ -1,0 +1,281 @@
+"""Fits the neutral field and its networks to the training frames of one subject."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from gha_core.errors import StageError, locate
+from gha_core.geometry import losses
+from gha_core.geometry.checkpoint import load_checkpoint, save_checkpoint
+from gha_core.geometry.expression_prior import CarriedExpressions, carry
+from gha_core.geometry.extraction import Extractor, Surface, fit_sphere
+from gha_core.geometry.frames import TrackedFace, TrainingFrame, TrainingView
+from gha_core.geometry.losses import LossWeights
+from gha_core.geometry.networks import HeadNetworks, control_weight
+from gha_core.geometry.tetrahedra import TetGrid, body_centred_grid
+from gha_core.mesh_rasterisation import Edges, MeshImage, mesh_edges, render_mesh
+from gha_core.progress import track
+
+HISTORY_EVERY = 10  # steps
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How to train; ``tasks/geometry.py`` says what each means and gives its bounds."""
+
+    resolution: int = 40
+    width: int = 64
+    steps: int = 800
+    views_per_step: int = 4
+    learning_rate: float = 1e-3
+    final_learning_rate: float = 1e-4
+    landmark_learning_rate: float = 1e-4
+    t1: float = 0.15
+    t2: float = 0.25
+    softness: float = 2.0
+    margin: float = 0.25
+    sphere_radius: float = 0.5
+    sphere_steps: int = 300
+    expression_prior: bool = True
+    fade_start: float = 0.1
+    fade_end: float = 0.3
+    sweep_every: int = 10
+    checkpoint_seconds: float = 30.0
+    weights: LossWeights = field(default_factory=LossWeights)
+
+
+@dataclass
+class TrainingState:
+    """Everything that training changes.
+
+    Attributes:
+        landmarks: [M, 3] neutral landmarks P0, learnable.
+        step: the next one.
+        history: rows of the history table.
+        seconds: spent so far, earlier runs included.
+    """
+
+    networks: HeadNetworks
+    landmarks: torch.nn.Parameter
+    optimiser: torch.optim.Adam
+    step: int = 0
+    history: list[dict[str, Any]] = field(default_factory=list)
+    seconds: float = 0.0
+
+
+@dataclass(frozen=True)
+class Animated:
+    """A surface under one expression and pose.
+
+    Attributes:
+        vertices: [V, 3] head space; colours: [V, 32] in 0..1; learned: [V, 3], what the
+            deformation networks contributed to the displacement.
+    """
+
+    vertices: Tensor
+    colours: Tensor
+    learned: Tensor
+
+
+def grid_box(face: TrackedFace, margin: float) -> tuple[Tensor, Tensor]:
+    """[3] corners of the box: the tracked head and ``margin`` head lengths around it, for hair."""
+    return face.vertices.amin(0) - margin, face.vertices.amax(0) + margin
+
+
+def make_grid(face: TrackedFace, settings: Settings, subdivisions: int = 0) -> TetGrid:
+    """The grid of training, or one with each edge halved ``subdivisions`` times."""
+    lower, upper = grid_box(face, settings.margin)
+    return body_centred_grid(lower, upper, settings.resolution * 2**subdivisions)
+
+
+def make_extractor(face: TrackedFace, settings: Settings, subdivisions: int = 0) -> Extractor:
+    """Grid offsets keep the scale of the training grid, so subdivision shows the same surface."""
+    grid = make_grid(face, settings, subdivisions)
+    return Extractor(grid, grid.spacing * 2**subdivisions / 2, face)
+
+
+def train(
+    frames: Sequence[TrainingFrame],
+    face: TrackedFace,
+    settings: Settings,
+    seed: int,
+    checkpoint: Path | None = None,
+) -> TrainingState:
+    """Fit the head; continues from ``checkpoint`` if that file exists, with the same result.
+
+    Raises:
+        StageError: the mesh vanished, left all images, or a loss term is not finite; with the step
+            and frame.
+    """
+    state = _start(face, settings, seed)
+    extractor = make_extractor(face, settings)
+    landmark_prior = carry(face.landmarks, face.vertices, face.expression_basis, face.faces)
+    if checkpoint and checkpoint.exists():
+        load_checkpoint(checkpoint, state)
+    else:
+        fit_sphere(
+            state.networks,
+            extractor.grid.nodes,
+            settings.sphere_radius,
+            settings.sphere_steps,
+            seed,
+        )
+    saved = began = time.monotonic() - state.seconds
+    steps = range(state.step, settings.steps)
+    for step in track(steps, "geometry", total=settings.steps, start=state.step):
+        if step % settings.sweep_every == 0:
+            # Checkpoints lie at sweeps, so that a resumed run looks at the same part of the grid.
+            if checkpoint and time.monotonic() - saved > settings.checkpoint_seconds:
+                save_checkpoint(checkpoint, state)
+                saved = time.monotonic()
+            extractor.sweep(state.networks, f"step {step}")
+        frame, views, where = _draw(frames, settings.views_per_step, seed, step)
+        surface = extractor.surface(state.networks, where)
+        terms = _terms(state, surface, frame, views, where, face, landmark_prior, settings)
+        total = losses.weighted_sum(terms, settings.weights, where)
+        _update(state, total, settings)
+        state.step = step + 1
+        state.seconds = time.monotonic() - began
+        if step % HISTORY_EVERY == 0 or state.step == settings.steps:
+            values = {"total": total} | terms
+            state.history += [
+                {"step": step, "term": name, "value": value.item(), "seconds": state.seconds}
+                for name, value in values.items()
+            ]
+    return state
+
+
+def animate(
+    networks: HeadNetworks,
+    surface: Surface,
+    landmarks: Tensor,
+    expression: Tensor,
+    pose: Tensor,
+    face: TrackedFace,
+    settings: Settings,
+) -> Animated:
+    """Deform and colour a surface for expression [E] and pose [6]."""
+    weight = control_weight(surface.vertices, landmarks, settings.t1, settings.t2)
+    learned = networks.deformation(surface.vertices, weight, expression, pose)
+    moved = surface.vertices + learned
+    if settings.expression_prior:
+        carried = carry(
+            surface.vertices,
+            face.vertices,
+            face.expression_basis,
+            face.faces,
+            settings.fade_start,
+            settings.fade_end,
+            surface.candidates,
+        )
+        moved = moved + carried.displacement(expression)
+    colours = networks.colour(surface.features, weight, expression, pose)
+    return Animated(moved, colours, learned)
+
+
+def _start(face: TrackedFace, settings: Settings, seed: int) -> TrainingState:
+    torch.manual_seed(seed)
+    networks = HeadNetworks(len(face.expression_basis), settings.width)
+    landmarks = torch.nn.Parameter(face.landmarks.clone())
+    optimiser = torch.optim.Adam(
+        [
+            {"params": list(networks.parameters()), "lr": settings.learning_rate},
+            {"params": [landmarks], "lr": settings.landmark_learning_rate},
+        ]
+    )
+    return TrainingState(networks, landmarks, optimiser)
+
+
+def _draw(
+    frames: Sequence[TrainingFrame], count: int, seed: int, step: int
+) -> tuple[TrainingFrame, list[TrainingView], str]:
+    """The batch of a step. It depends on nothing but seed and step, so a run can be resumed."""
+    epoch, place = divmod(step, len(frames))
+    order = np.random.default_rng([seed, 0, epoch]).permutation(len(frames))
+    frame = frames[order[place]]
+    draw = np.random.default_rng([seed, 1, step])
+    chosen = draw.choice(len(frame.views), min(count, len(frame.views)), replace=False)
+    where = f"step {step}, {locate(frame.sequence, frame.timestep)}"
+    return frame, [frame.views[index] for index in chosen], where
+
+
+def _terms(
+    state: TrainingState,
+    surface: Surface,
+    frame: TrainingFrame,
+    views: Sequence[TrainingView],
+    where: str,
+    face: TrackedFace,
+    landmark_prior: CarriedExpressions,
+    settings: Settings,
+) -> dict[str, Tensor]:
+    networks, points = state.networks, state.landmarks
+    expression, pose = frame.expression, frame.pose_vector
+    animated = animate(networks, surface, points, expression, pose, face, settings)
+    world = frame.to_world(animated.vertices)
+    edges = mesh_edges(surface.faces)
+    pictures = [
+        _render(world, surface.faces, animated.colours[:, :3], view, edges, settings.softness)
+        for view in views
+    ]
+    if not any(picture.mask.any() for picture in pictures):
+        cameras = ", ".join(view.camera.name for view in views)
+        raise StageError(
+            f"The mesh lies outside all images at {where} (cameras {cameras}). The tracked pose "
+            "does not put the head where these cameras look; see the preview of the tracking stage."
+        )
+    own_weight = points.new_ones(len(points))
+    moved = points + networks.deformation(points, own_weight, expression, pose)
+    if settings.expression_prior:
+        moved = moved + landmark_prior.displacement(expression)
+
+    images = torch.stack([torch.from_numpy(view.image) for view in views]).float() / 255
+    mattes = torch.stack([torch.from_numpy(view.matte) for view in views]).float() / 255
+    usable = torch.stack([torch.from_numpy(view.usable) for view in views]).float()
+    covered = torch.stack([picture.mask for picture in pictures])
+    rendered = torch.stack([picture.attributes for picture in pictures])
+    soft = torch.stack([picture.silhouette for picture in pictures])
+    return {
+        "rgb": losses.rgb(rendered, images, usable * mattes * covered),
+        "silhouette": losses.silhouette(soft, mattes, usable),
+        "landmarks": losses.landmarks(moved, frame.landmarks),
+        "offset": losses.offset(animated.learned, surface.offsets),
+        "surface": losses.surface(networks.sdf(points)),
+        "laplacian": losses.laplacian(surface.vertices, edges.vertices, surface.spacing),
+    }
+
+
+def _render(
+    world: Tensor,
+    faces: Tensor,
+    colours: Tensor,
+    view: TrainingView,
+    edges: Edges,
+    softness: float,
+) -> MeshImage:
+    camera = view.camera
+    return render_mesh(
+        world, faces, colours, camera.K, camera.w2c, camera.width, camera.height, softness, edges
+    )
+
+
+def _update(state: TrainingState, total: Tensor, settings: Settings) -> None:
+    """One Adam step; the learning rates fall to their final fraction along half a cosine."""
+    last = settings.final_learning_rate / settings.learning_rate
+    fall = 0.5 * (1 + math.cos(math.pi * state.step / settings.steps))
+    factor = last + (1 - last) * fall
+    rates = (settings.learning_rate, settings.landmark_learning_rate)
+    for group, rate in zip(state.optimiser.param_groups, rates, strict=True):
+        group["lr"] = rate * factor
+    state.optimiser.zero_grad()
+    total.backward()
+    state.optimiser.step()
