@@ -43,26 +43,3 @@ def draw_landmarks(image: Image, points: NDArray, size: int | None = None) -> Im
             line = fixed[list(contour)].reshape(-1, 1, 2)
             cv2.polylines(picture, [line], True, colour, dot, cv2.LINE_AA, _SUBPIXEL_BITS)
     return picture
-
-
-def contact_sheet(pictures: list[Image], columns: int = 4) -> Image:
-    """Pictures of one size side by side, in rows, on dark gray."""
-    height = max(picture.shape[0] for picture in pictures)
-    width = max(picture.shape[1] for picture in pictures)
-    columns = min(columns, len(pictures))
-    rows = -(-len(pictures) // columns)
-    sheet = np.full((rows * height, columns * width, 3), 32, np.uint8)
-    for index, picture in enumerate(pictures):
-        y, x = index // columns * height, index % columns * width
-        sheet[y : y + picture.shape[0], x : x + picture.shape[1]] = picture
-    return sheet
-
-
-def caption(picture: Image, text: str) -> Image:
-    """A copy with a line of text in its upper left corner."""
-    picture = picture.copy()
-    for colour, thickness in (((0, 0, 0), 3), ((255, 255, 255), 1)):
-        cv2.putText(
-            picture, text, (6, 16), cv2.FONT_HERSHEY_SIMPLEX, 0.42, colour, thickness, cv2.LINE_AA
-        )
-    return picture
