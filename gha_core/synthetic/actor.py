@@ -1,0 +1,235 @@
+"""The demo person as geometry: what the face model says, plus smooth surfaces, hair and a shirt.
+
+An :class:`Actor` holds everything that does not change between frames; :meth:`Actor.stage` poses
+and lights it for one timestep.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from gha_core.faces import FaceModel
+from gha_core.pose import HeadPose
+from gha_core.synthetic import features, hair, light, shapes, skin
+from gha_core.synthetic.person import Person
+
+Floats = NDArray[np.floating]
+Ints = NDArray[np.int64]
+
+# what a face is made of, which decides its shader
+SKIN, EYE, TEETH, CLOTH = 0, 1, 2, 3
+# columns of the attributes that shaders interpolate
+PLACE, NORMAL, LIGHT, TINT, TINTED, KEY = (
+    slice(0, 3), slice(3, 6), slice(6, 9), slice(9, 12), 12, 13,
+)  # fmt: skip
+ATTRIBUTES = 14
+SCATTER = np.array([0.32, 0.14, 0.09], np.float32)  # of light in skin, per channel
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One timestep, posed and lit, in world metres; what every camera shares.
+
+    Attributes:
+        model_vertices: [V, 3] the face model's own vertices, float64.
+        vertices, faces, kinds: smooth surfaces [n, 3], [m, 3] and the shader of each face [m].
+        corners: [m, 3, ATTRIBUTES] attributes of each face's corners.
+        eye_centres: [2, 3] world, left and right; eye_rotations [3, 3] world to eye axes at rest.
+        strands, strand_width, strand_colour, strand_light, strand_key: the hair, see Hair.
+    """
+
+    model_vertices: Floats
+    vertices: Floats
+    faces: Ints
+    kinds: Ints
+    corners: Floats
+    strands: Floats
+    strand_width: Floats
+    strand_colour: Floats
+    strand_light: Floats
+    strand_key: Floats
+
+
+class Actor:
+    def __init__(self, model: FaceModel, person: Person, lamps: light.Lamps) -> None:
+        self.model, self.person, self.lamps = model, person, lamps
+        self.identity = torch.from_numpy(person.identity)
+        self.mean = model.mean.numpy().astype(float)
+        self.regions = {name: mask.numpy() for name, mask in model.regions.items()}
+        faces = model.faces.numpy()
+        none = torch.zeros(len(model.expression_names))
+        self.neutral = model.vertices(self.identity, none).numpy().astype(float)
+        self.anatomy = skin.Anatomy.of(model)
+        self.albedo = skin.paint(model, person)
+        smooth = shapes.subdivide(faces, len(self.mean))
+        self.smooth = smooth.matrix.astype(np.float32)
+        self.face_kinds = self._kinds(faces)
+        rng = np.random.default_rng([person.seed, 4])
+        self.shirt = shapes.shirt(self.neutral[self.regions["neck"]], rng)
+        count = self.smooth.shape[0]
+        self.faces = np.concatenate([smooth.faces, self.shirt.faces + count])
+        self.kinds = np.concatenate(
+            [np.repeat(self.face_kinds, 4), np.full(len(self.shirt.faces), CLOTH)]
+        )
+        total = count + len(self.shirt.vertices)
+        self.incidence = shapes.face_incidence(self.faces, total)
+        self.average = shapes.neighbour_average(self.faces, total)
+        self.place = np.concatenate([self.smooth @ self.mean, self.shirt.vertices]).astype(
+            np.float32
+        )
+        self.tint, self.tinted = self._tints(total, count)
+        biting = faces[self.regions["teeth"][faces].all(1)]
+        used, local = np.unique(biting, return_inverse=True)
+        self.arch = features.Arch(self.mean[used], local.reshape(-1, 3))
+        carries = ~np.any(
+            [self.regions[n] for n in ("ears", "eyes", "mouth_interior", "tongue", "teeth",
+                                       "eye_sockets", "neck")], axis=0)  # fmt: skip
+        carries &= self.regions["scalp"] | self.regions["face"]
+        self.hair = hair.grow(person, self.neutral, self.mean, faces, carries)
+        neck = self.neutral[self.regions["neck"]]
+        self.neck_low, self.neck_high = neck[:, 1].min() + 0.10, self.anatomy.chin[1] + 0.06
+        self.follow = np.clip(
+            (self.neutral[:, 1] - self.neck_low) / (self.neck_high - self.neck_low), 0, 1
+        )
+        self.follow[~self.regions["neck"]] = np.maximum(self.follow[~self.regions["neck"]], 0.0)
+        self.follow = self.follow**2 * (3 - 2 * self.follow)
+        self.wrap = np.where(
+            (np.bincount(self.faces.ravel(), np.repeat(self.kinds == SKIN, 3), total) > 0)[:, None],
+            SCATTER, np.float32(0.05),
+        ).astype(np.float32)  # fmt: skip
+
+    def eye_colour(self, place: Floats) -> tuple[Floats, Floats]:
+        return features.eye_colour(place, self.anatomy, self.person)
+
+    def teeth_colour(self, place: Floats) -> Floats:
+        return features.teeth_colour(place, self.arch)
+
+    def _kinds(self, faces: Ints) -> Ints:
+        kinds = np.full(len(faces), SKIN)
+        kinds[self.regions["eyes"][faces].all(1)] = EYE
+        kinds[self.regions["teeth"][faces].all(1)] = TEETH
+        return kinds
+
+    def _tints(self, total: int, count: int) -> tuple[Floats, Floats]:
+        """Colours [n, 3] that belong to vertices and how much [n] they cover the painted skin."""
+        person, regions = self.person, self.regions
+        colour = np.tile(person.skin, (len(self.mean), 1))
+        cover = np.zeros(len(self.mean))
+
+        def put(mask: NDArray[np.bool_], value: Floats, amount: float) -> None:
+            colour[mask], cover[mask] = value, amount
+
+        put(regions["ears"], person.skin * [1.0, 0.80, 0.78], 0.5)
+        put(regions["eye_sockets"], np.array([0.30, 0.13, 0.11]) * (0.6 + person.skin), 0.9)
+        put(regions["mouth_interior"], np.array([0.22, 0.045, 0.04]), 1.0)
+        put(regions["lips"], person.lips, 0.85)
+        put(regions["tongue"], np.array([0.42, 0.13, 0.12]), 1.0)
+        colour = np.concatenate([self.smooth @ colour, np.zeros((total - count, 3))])
+        cover = np.concatenate([self.smooth @ cover, np.ones(total - count)])
+        colour[count:] = self.shirt.shade[:, None] * person.shirt
+        return colour.astype(np.float32), cover.astype(np.float32)
+
+    def stage(self, expression: Floats, pose: HeadPose, rest: HeadPose) -> Stage:
+        """The person at one timestep.
+
+        Args:
+            expression: [E].
+            pose: of the head. rest: the pose of head and torso when nothing moves; the neck bends
+                between the two.
+        """
+        coefficients = torch.from_numpy(np.asarray(expression, np.float32))
+        shape = self.model.vertices(self.identity, coefficients).numpy().astype(float)
+        follow = self.follow[:, None]
+        world = follow * pose.to_world(shape) + (1 - follow) * rest.to_world(shape)
+        surface = np.concatenate(
+            [self.smooth @ world.astype(np.float32), rest.to_world(self.shirt.vertices)]
+        ).astype(np.float32)
+        normals = shapes.vertex_normals(surface, self.incidence, self.faces).astype(np.float32)
+        strands = pose.to_world(self.hair.points).astype(np.float32)
+        out = (self.hair.normals @ pose.matrix.T.astype(np.float32)).astype(np.float32)
+        width = self.hair.width * np.float32(pose.scale)
+
+        # every sixth strand, widened, stands for the hair in the shadow maps
+        thick, thick_faces = ribbons(strands[::6], width[::6] * 5, out[::6])
+        blockers = np.concatenate([world, rest.to_world(self.shirt.vertices), thick]).astype(float)
+        start = len(self.mean)
+        blocker_faces = np.concatenate(
+            [
+                self.model.faces.numpy(),
+                self.shirt.faces + start,
+                thick_faces + start + len(self.shirt.vertices),
+            ]
+        )
+        knots = [0, hair.POINTS // 2, hair.POINTS - 1]
+        sampled = strands[:, knots].reshape(-1, 3)
+        points = np.concatenate([surface, sampled])
+        ours = len(surface)
+        bias = np.full(len(points), 0.006, np.float32)
+        bias[ours:] = 0.018
+        wrap = np.concatenate([self.wrap, np.full((len(sampled), 3), 0.35, np.float32)])
+        irradiance, key = light.illuminate(
+            self.lamps, points, np.concatenate([normals, out[:, knots].reshape(-1, 3)]), wrap, bias,
+            blockers, blocker_faces, rest.to_world(np.array([0.0, -0.05, 0.0])),
+        )  # fmt: skip
+        lit, key_lit = irradiance[:ours], key[:ours, None]
+        for _ in range(2):
+            lit, key_lit = self.average @ lit, self.average @ key_lit
+        corners = np.empty((len(surface), ATTRIBUTES), np.float32)
+        corners[:, PLACE], corners[:, NORMAL], corners[:, LIGHT] = self.place, normals, lit
+        corners[:, TINT], corners[:, TINTED], corners[:, KEY] = (
+            self.tint,
+            self.tinted,
+            key_lit[:, 0],
+        )
+        strand_light = _spread(irradiance[ours:].reshape(-1, len(knots), 3))
+        deep = (0.35 + 0.65 * self.hair.depth)[..., None]
+        return Stage(
+            model_vertices=world,
+            vertices=surface,
+            faces=self.faces,
+            kinds=self.kinds,
+            corners=corners[self.faces],
+            strands=strands,
+            strand_width=width,
+            strand_colour=self.hair.colour,
+            strand_light=(strand_light * deep).astype(np.float32),
+            strand_key=_spread(key[ours:].reshape(-1, len(knots), 1))[..., 0] * deep[..., 0],
+        )
+
+
+def ribbons(points: Floats, width: Floats, facing: Floats) -> tuple[Floats, Ints]:
+    """Flat bands along strands [S, P, 3], turned to ``facing`` ([S, P, 3] or [3] direction).
+
+    Returns:
+        [S * P * 2, 3] vertices and [S * (P - 1) * 2, 3] faces.
+    """
+    count, length = points.shape[:2]
+    tangent = np.empty_like(points)
+    tangent[:, 1:-1] = points[:, 2:] - points[:, :-2]
+    tangent[:, 0], tangent[:, -1] = points[:, 1] - points[:, 0], points[:, -1] - points[:, -2]
+    side = np.cross(tangent, facing)
+    side *= (0.5 * width / np.maximum(np.sqrt((side * side).sum(-1)), 1e-9))[..., None]
+    vertices = np.stack([points - side, points + side], 2).reshape(-1, 3)
+    return vertices, ribbon_faces(count, length)
+
+
+def ribbon_faces(count: int, length: int) -> Ints:
+    start = (np.arange(count)[:, None] * length + np.arange(length - 1)).ravel() * 2
+    return np.stack(
+        [
+            np.stack([start, start + 1, start + 2], 1),
+            np.stack([start + 1, start + 3, start + 2], 1),
+        ],
+        1,
+    ).reshape(-1, 3)
+
+
+def _spread(values: Floats) -> Floats:
+    """[S, 3, C] at root, middle and tip to [S, POINTS, C] linearly."""
+    t = np.linspace(0, 2, hair.POINTS)
+    weights = np.clip(1 - np.abs(t[:, None] - np.arange(3)), 0, 1).astype(np.float32)
+    return np.einsum("pk,skc->spc", weights, values)

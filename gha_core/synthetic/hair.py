@@ -1,0 +1,261 @@
+"""Hair as strands: roots on the scalp, grown along a style's flow, kept outside of the head.
+
+Everything is in head space of the neutral person; the hair moves rigidly with the skull.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+from gha_core.synthetic.person import Person
+from gha_core.synthetic.skin import AXIS_Z, hairline
+
+Floats = NDArray[np.floating]
+POINTS = 9  # per strand
+
+
+@dataclass(frozen=True)
+class Style:
+    """How hair grows; lengths in head units (about 0.23 m).
+
+    Attributes:
+        length: of the hair on top, ``side``: of the hair below the temples.
+        lift: how much strands stand off at the root. volume: thickness of the layer.
+        gravity: how quickly they turn down. comb: 'forward', 'back', 'side', 'down' or 'bun'.
+        part: x of the parting (side and down). wave: amplitude of waves. width: of a strand.
+    """
+
+    length: float
+    side: float
+    lift: float
+    volume: float
+    gravity: float
+    comb: str
+    part: float = 0.0
+    wave: float = 0.0
+    width: float = 0.0085
+    count: int = 5200
+
+
+STYLES = {
+    "crop": Style(0.085, 0.045, 0.55, 0.045, 0.0, "forward", width=0.0065, count=7000),
+    "side": Style(0.30, 0.075, 0.40, 0.075, 0.12, "side", part=0.13, wave=0.006),
+    "back": Style(0.34, 0.09, 0.35, 0.070, 0.05, "back", wave=0.005),
+    "bob": Style(0.95, 0.85, 0.22, 0.085, 0.55, "down", part=0.06, wave=0.010, width=0.010),
+    "long": Style(1.35, 1.20, 0.22, 0.085, 0.55, "down", part=0.0, wave=0.016, width=0.010),
+    "bun": Style(0.55, 0.50, 0.10, 0.035, 0.0, "bun", wave=0.003),
+}
+BUN = np.array([0.0, 0.43, -0.42])
+
+
+@dataclass(frozen=True)
+class Hair:
+    """Strands of POINTS points each.
+
+    Attributes:
+        points: [S, POINTS, 3] head space.
+        normals: [S, POINTS, 3] direction away from the head, for soft shading.
+        colour: [S, POINTS, 3] linear albedo.
+        width: [S, POINTS] head space.
+        depth: [S, POINTS] 0 at the scalp .. 1 at the outside of the hair.
+    """
+
+    points: Floats
+    normals: Floats
+    colour: Floats
+    width: Floats
+    depth: Floats
+
+
+class Skull:
+    """The head as a radius per direction from its middle: a cheap test of what is inside."""
+
+    CENTRE = np.array([0.0, 0.12, -0.02])
+    ROWS, COLUMNS = 96, 192
+
+    def __init__(self, vertices: Floats) -> None:
+        away = vertices - self.CENTRE
+        radius = np.linalg.norm(away, axis=1)
+        row, column = self._cell(away / radius[:, None])
+        grid = np.zeros((self.ROWS, self.COLUMNS), np.float32)
+        np.maximum.at(grid, (row.astype(int), column.astype(int)), radius)
+        known = (grid > 0).astype(np.float32)
+        wrapped = [np.concatenate([layer] * 3, 1) for layer in (grid, known)]
+        soft, weight = (cv2.GaussianBlur(layer, (0, 0), 2.6) for layer in wrapped)
+        filled = soft / np.maximum(weight, 1e-6)
+        self.grid = filled[:, self.COLUMNS : 2 * self.COLUMNS]
+
+    def _cell(self, direction: Floats) -> tuple[Floats, Floats]:
+        polar = np.arccos(np.clip(direction[..., 1], -1, 1)) / np.pi
+        azimuth = np.arctan2(direction[..., 0], direction[..., 2]) / (2 * np.pi) + 0.5
+        return (
+            np.clip(polar * self.ROWS, 0, self.ROWS - 1),
+            np.clip(azimuth * self.COLUMNS, 0, self.COLUMNS - 1),
+        )
+
+    def radius(self, direction: Floats) -> Floats:
+        row, column = self._cell(direction)
+        return cv2.remap(
+            self.grid, (column - 0.5).astype(np.float32), (row - 0.5).astype(np.float32),
+            cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE,
+        ).reshape(direction.shape[:-1])  # fmt: skip
+
+    def push_out(self, points: Floats, layer: Floats) -> tuple[Floats, Floats]:
+        """Points no nearer than ``layer`` to the skull, and their directions from its middle."""
+        away = points - self.CENTRE
+        distance = np.linalg.norm(away, axis=-1, keepdims=True)
+        direction = away / np.maximum(distance, 1e-9)
+        least = self.radius(direction)[..., None] + layer
+        # far below the ears the "skull" is neck and shoulders: hair may hang freely there
+        return self.CENTRE + direction * np.maximum(distance, least), direction
+
+
+def grow(
+    person: Person,
+    vertices: Floats,
+    mean: Floats,
+    faces: NDArray[np.int64],
+    skin: NDArray[np.bool_],
+) -> Hair:
+    """The hair of ``person``.
+
+    Args:
+        vertices, mean: [V, 3] neutral head of the person and of the mean head (which says where
+            hair grows), head space.
+        skin: [V] vertices of the skin that may carry hair (no ears, eyes, mouth).
+    """
+    rng = np.random.default_rng([person.seed, 3])
+    style = STYLES[person.hair_style]
+    roots, canonical, normals = _roots(vertices, mean, faces, skin, style, rng)
+    skull = Skull(vertices[skin])
+    count = len(roots)
+    height = canonical[:, 1]
+    top = np.clip((height - 0.18) / 0.22, 0, 1)
+    length = (style.side + (style.length - style.side) * top) * rng.uniform(0.82, 1.08, count)
+    if person.hair_style in ("crop", "side", "back"):  # short at the nape and the sideburns
+        length *= np.interp(height, [-0.3, 0.0, 0.2], [0.35, 0.6, 1.0])
+    depth = rng.beta(1.6, 1.2, count)
+    layer = style.volume * depth * np.clip(length / (0.6 * style.volume), 0.25, 1)
+    points = np.zeros((count, POINTS, 3))
+    points[:, 0] = roots
+    direction = _combed(style, roots, normals)
+    heading = direction + style.lift * normals + rng.normal(0, 0.10, (count, 3))
+    heading /= np.linalg.norm(heading, axis=1, keepdims=True)
+    step = (length / (POINTS - 1))[:, None]
+    phase, waves = rng.uniform(0, 2 * np.pi, count), rng.uniform(1.2, 2.2, count)
+    for k in range(1, POINTS):
+        t = k / (POINTS - 1)
+        here, out = skull.push_out(points[:, k - 1], 0.0)
+        flow = _combed(style, here, out)
+        heading = heading + 0.45 * flow + style.gravity * t * np.array([0, -1.0, 0])
+        heading = heading / np.linalg.norm(heading, axis=1, keepdims=True)
+        moved = points[:, k - 1] + step * heading
+        allowed = (layer * min(1.0, 0.35 + 2.2 * t))[:, None]
+        pushed, _ = skull.push_out(moved, allowed)
+        # hair hanging below the jaw is not held out by the neck's radius
+        points[:, k] = pushed
+        heading = points[:, k] - points[:, k - 1]
+        heading /= np.maximum(np.linalg.norm(heading, axis=1, keepdims=True), 1e-9)
+    t = np.linspace(0, 1, POINTS)[None, :]
+    if style.wave:
+        side = np.cross(np.gradient(points, axis=1), [0, 0.0, 1.0])
+        side /= np.maximum(np.linalg.norm(side, axis=2, keepdims=True), 1e-9)
+        swing = np.sin(2 * np.pi * waves[:, None] * t + phase[:, None] * 0.25)
+        points += (style.wave * t * swing)[..., None] * side
+    if style.comb == "bun":
+        bun = _bun(rng, 900)
+        points = np.concatenate([points, bun])
+        depth = np.concatenate([depth, rng.uniform(0.5, 1, len(bun))])
+        count = len(points)
+    _, outward = skull.push_out(points, 0.0)
+    if style.comb == "bun":
+        outward[-900:] = _unit(points[-900:] - BUN)
+    return Hair(
+        points=points.astype(np.float32),
+        normals=outward.astype(np.float32),
+        colour=_colour(person, points, t, rng).astype(np.float32),
+        width=(style.width * rng.uniform(0.75, 1.25, (count, 1)) * (1.0 - 0.55 * t**2)).astype(
+            np.float32
+        ),
+        depth=(depth[:, None] * np.clip(0.25 + 1.6 * t, 0, 1)).astype(np.float32),
+    )
+
+
+def _unit(v: Floats) -> Floats:
+    return v / np.maximum(np.linalg.norm(v, axis=-1, keepdims=True), 1e-9)
+
+
+def _roots(
+    vertices: Floats, mean: Floats, faces: NDArray[np.int64], skin: NDArray[np.bool_], style: Style,
+    rng: np.random.Generator,
+) -> tuple[Floats, Floats, Floats]:  # fmt: skip
+    usable = faces[skin[faces].all(1)]
+    corner = vertices[usable]
+    across = np.cross(corner[:, 1] - corner[:, 0], corner[:, 2] - corner[:, 0])
+    area = np.linalg.norm(across, axis=1)
+    azimuth = np.degrees(np.arctan2(mean[:, 0], mean[:, 2] - AXIS_Z))
+    grows = mean[:, 1] > hairline(azimuth) - 0.03
+    area = area * grows[usable].any(1)
+    drawn = rng.choice(len(usable), int(style.count * 1.25), p=area / area.sum())
+    weights = rng.dirichlet([1.0] * 3, len(drawn))
+    canonical = (mean[usable[drawn]] * weights[..., None]).sum(1)
+    line = hairline(np.degrees(np.arctan2(canonical[:, 0], canonical[:, 2] - AXIS_Z)))
+    keep = canonical[:, 1] > line + rng.normal(0, 0.012, len(drawn))
+    roots = (corner[drawn] * weights[..., None]).sum(1)
+    return roots[keep], canonical[keep], _unit(across[drawn])[keep]
+
+
+def _combed(style: Style, points: Floats, normals: Floats) -> Floats:
+    """[n, 3] unit direction in which the hair lies at ``points``, tangential to the head."""
+    x, y, z = points.T
+    if style.comb == "forward":
+        swirl = np.stack(
+            [-0.5 * np.sign(x) * np.abs(x) ** 0.5, -0.9 * np.ones_like(x), 0.9 + 0 * x], 1
+        )
+        crown = np.clip((y - 0.35) / 0.2, 0, 1)[:, None]
+        flow = (1 - crown) * swirl + crown * np.stack([0.25 + 0 * x, 0 * x, 1.0 + 0 * x], 1)
+    elif style.comb == "back":
+        flow = np.stack([0.5 * x, -0.3 - 0.9 * np.clip(0.2 - y, 0, 1), -1.0 + 0 * x], 1)
+    elif style.comb == "side":
+        sides = np.where(x > style.part, 1.0, -1.0)
+        on_top = np.clip((y - 0.22) / 0.18, 0, 1)
+        flow = np.stack([sides * on_top, -1.0 + 0.8 * on_top, -0.45 - 0.15 * on_top + 0 * x], 1)
+    elif style.comb == "down":
+        sides = np.tanh((x - style.part) / 0.03)
+        on_top = np.clip((y - 0.30) / 0.2, 0, 1)
+        flow = np.stack([sides * (0.25 + on_top), -1.0 + 0.5 * on_top, -0.28 + 0 * x], 1)
+    else:
+        flow = _unit(BUN - points) * [0.8, 1.0, 1.2]
+    flow = flow - (flow * normals).sum(1, keepdims=True) * normals
+    return _unit(flow)
+
+
+def _bun(rng: np.random.Generator, count: int) -> Floats:
+    """[count, POINTS, 3] strands wound around a ball."""
+    axis = _unit(np.array([0.0, 0.6, -1.0]))
+    radius = 0.125 * rng.uniform(0.85, 1.05, count)
+    tilt = rng.normal(0, 0.5, (count, 3))
+    u = _unit(np.cross(axis + tilt, rng.normal(size=(count, 3))))
+    v = _unit(np.cross(axis + 0.4 * tilt, u))
+    angle = rng.uniform(0, 2 * np.pi, (count, 1)) + np.linspace(0, 1.8, POINTS)[None]
+    ring = np.cos(angle)[..., None] * u[:, None] + np.sin(angle)[..., None] * v[:, None]
+    return BUN + radius[:, None, None] * ring
+
+
+def _colour(person: Person, points: Floats, t: Floats, rng: np.random.Generator) -> Floats:
+    """Locks share a shade (noise over the roots), single strands vary a little, tips are lighter."""
+    count = len(points)
+    roots = points[:, 0]
+    shade = np.zeros(count)
+    for _ in range(14):
+        wave = rng.normal(0, 1, 3) * 22
+        shade += np.sin(roots @ wave + rng.uniform(0, 2 * np.pi))
+    shade = 1 + 0.075 * shade / 2.6 * 1.6 + rng.normal(0, 0.07, count)
+    warm = 1 + np.array([0.05, 0.0, -0.05]) * rng.normal(0, 1, (count, 1))
+    grey = (rng.random((count, 1)) < 0.02) * 0.10 * (person.hair.mean() < 0.1)
+    colour = np.clip(shade, 0.55, 1.6)[:, None] * warm * person.hair + grey
+    return colour[:, None, :] * (0.80 + 0.35 * t)[..., None]
