@@ -1,0 +1,65 @@
+"""From a rough mask to a trimap: one person without holes or crumbs, and a band of doubt around."""
+
+from __future__ import annotations
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+Mask = NDArray[np.bool_]
+
+BACKGROUND, UNKNOWN, FOREGROUND = 0, 128, 255
+
+
+def band_radius(height: int, width: int) -> int:
+    """Half the width, px, of the band of doubt around the mask's edge: 3 px at 256²."""
+    return max(2, round(min(height, width) / 85))
+
+
+def clean_mask(mask: Mask, small_hole: float = 0.01) -> Mask:
+    """The largest connected piece of ``mask``, its holes filled where they are small.
+
+    Args:
+        small_hole: area of the holes to fill, as a fraction of the image; a larger one may be real
+            (between an arm and the body).
+    """
+    rough = mask.astype(np.uint8)
+    # Cut one-pixel bridges to crumbs before components are counted, and close cracks.
+    kernel = cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (3, 3))
+    closed = cv2.morphologyEx(rough, cv2.MORPH_CLOSE, kernel, iterations=2)
+    count, labels, stats, _ = cv2.connectedComponentsWithStats(closed, connectivity=4)
+    if count < 2:
+        return np.zeros_like(mask)
+    largest = labels == 1 + int(stats[1:, cv2.CC_STAT_AREA].argmax())
+    count, holes, stats, _ = cv2.connectedComponentsWithStats(
+        (~largest).astype(np.uint8), connectivity=4
+    )
+    height, width = mask.shape
+    x, y, w, h, area = stats[:, :5].T
+    touches_edge = (x == 0) | (y == 0) | (x + w == width) | (y + h == height)
+    fill = ~touches_edge & (area < small_hole * mask.size)
+    fill[0] = False  # label 0 is the person
+    return largest | fill[holes]
+
+
+def make_trimap(mask: Mask, doubtful: Mask, radius: int) -> NDArray[np.uint8]:
+    """[H, W] of BACKGROUND, UNKNOWN, FOREGROUND.
+
+    Args:
+        mask: the person, cleaned.
+        doubtful: pixels that are not clearly background; those near the mask join the band (hair).
+        radius: half the width of the band, px.
+    """
+    inside = cv2.erode(mask.astype(np.uint8), _disc(radius)).astype(bool)
+    near = cv2.dilate(mask.astype(np.uint8), _disc(radius)).astype(bool)
+    reach = cv2.dilate(mask.astype(np.uint8), _disc(4 * radius)).astype(bool)
+    hairy = cv2.dilate((doubtful & reach).astype(np.uint8), _disc(1)).astype(bool)
+    trimap = np.full(mask.shape, BACKGROUND, np.uint8)
+    trimap[near | (hairy & reach)] = UNKNOWN
+    trimap[inside] = FOREGROUND
+    return trimap
+
+
+def _disc(radius: int) -> NDArray[np.uint8]:
+    size = 2 * radius + 1
+    return cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (size, size)).astype(np.uint8)

@@ -1,0 +1,223 @@
+"""Matting: which part of every frame is the person."""
+
+from __future__ import annotations
+
+import time
+from collections import Counter, deque
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import pyarrow.parquet as pq
+from numpy.typing import NDArray
+from pydantic import Field
+
+from gha_core.artifacts import schemas
+from gha_core.artifacts.contact_sheet import contact_sheet
+from gha_core.artifacts.images import Image, decode_image, encode_jpeg, encode_png
+from gha_core.artifacts.stage_folder import write_json
+from gha_core.artifacts.tables import TableWriter, read_rows, read_table, write_table
+from gha_core.errors import StageError, locate
+from gha_core.matting import PlateMatting, SelfieMatting
+from gha_core.progress import track
+from tasks.stage import Inputs, StageParams
+
+_PREVIEW_TIMESTEPS, _PREVIEW_CAMERAS = 4, 8
+_KEY = ("subject", "sequence", "timestep", "camera")
+
+Matting = Callable[[Image], NDArray[np.float32]]
+
+
+class Params(StageParams):
+    """How mattes are made."""
+
+    backend: Literal["auto", "plate", "selfie"] = Field(
+        "auto",
+        description="plate: difference from the empty scene; selfie: a segmentation network; "
+        "auto: plate for every camera that has one, else selfie",
+    )
+    refine: Literal["guided", "closed_form"] = Field(
+        "guided",
+        description="alpha at the outline: a guided filter (fast) or Levin's closed form (finer "
+        "hair, about 100 times slower)",
+    )
+    shadow: float = Field(
+        0.2, ge=0, lt=1, description="how much darker the background may be than on its plate"
+    )
+    min_area: float = Field(
+        0.02, ge=0, lt=1, description="a frame with less foreground than this fraction is rejected"
+    )
+    max_area: float = Field(
+        0.98, gt=0, le=1, description="a frame with more foreground than this fraction is rejected"
+    )
+    max_rejected: float = Field(
+        0.2, ge=0, le=1, description="stop if more than this fraction of the frames is rejected"
+    )
+
+
+def run(inputs: Inputs, params: Params, out: Path) -> None:
+    """Write ``alpha.parquet`` and the rejects for all frames of the ingest artifact.
+
+    Raises:
+        StageError: a plate is asked for but absent, or too many mattes are empty or full.
+    """
+    began = time.monotonic()
+    mattings, backends = _mattings(inputs["ingest"], params)
+    frames = inputs["ingest"] / "frames.parquet"
+    total = read_table(frames, schemas.FRAMES, columns=["timestep"]).num_rows
+    chosen = _preview_keys(frames)
+    preview: dict[str, dict[str, Image]] = {}
+    rejects: list[dict[str, Any]] = []
+    areas: dict[str, list[float]] = {camera: [] for camera in backends}
+
+    with TableWriter(out / "alpha.parquet", schemas.ALPHA) as table:
+        results = _matted(frames, mattings, params, chosen)
+        for row, area, reason, picture in track(results, "matting", total):
+            areas[row["camera"]].append(area)
+            if reason is None:
+                table.write(row)
+            else:
+                rejects.append({**{name: row[name] for name in _KEY}, "reason": reason})
+            if picture is not None:
+                line = preview.setdefault(f"{row['sequence']} {row['timestep']}", {})
+                line[row["camera"]] = picture
+    write_table(out / "rejects.parquet", schemas.REJECTS, rejects)
+    _check(rejects, total, params, backends)
+
+    columns = sorted({camera for line in preview.values() for camera in line})
+    (out / "preview.jpg").write_bytes(encode_jpeg(contact_sheet(preview, columns, 200), 90))
+    write_json(
+        out / "summary.json",
+        {
+            "backends": dict(Counter(backends.values())),
+            "refine": params.refine,
+            "frames": table.count,
+            "rejects": len(rejects),
+            "foreground": {
+                camera: round(float(np.mean(values)), 4)
+                for camera, values in areas.items()
+                if values
+            },
+            "warnings": _warnings(backends, params),
+            "seconds": round(time.monotonic() - began, 2),
+        },
+    )
+
+
+def _mattings(ingest: Path, params: Params) -> tuple[dict[str, Matting], dict[str, str]]:
+    """Per camera the function that makes its mattes, and its name."""
+    cameras = read_table(ingest / "cameras.parquet", schemas.CAMERAS, ["camera"])["camera"]
+    plates = {
+        row["camera"]: decode_image(row["image"])
+        for row in read_rows(ingest / "backgrounds.parquet", schemas.BACKGROUNDS)
+    }
+    selfie = SelfieMatting(params.refine)
+    mattings: dict[str, Matting] = {}
+    backends: dict[str, str] = {}
+    for camera in cameras.to_pylist():
+        if params.backend != "selfie" and camera in plates:
+            mattings[camera] = PlateMatting(plates[camera], params.refine, params.shadow)
+            backends[camera] = "plate"
+        elif params.backend == "plate":
+            raise StageError(
+                f"Camera {camera} has no background plate, but matting.backend is 'plate'. Add the "
+                "plate to the capture, or set matting.backend: auto."
+            )
+        else:
+            mattings[camera] = selfie
+            backends[camera] = "selfie"
+    return mattings, backends
+
+
+def _matted(
+    frames: Path, mattings: dict[str, Matting], params: Params, chosen: set[tuple]
+) -> Iterator[tuple[dict[str, Any], float, str | None, Image | None]]:
+    """(alpha row, foreground fraction, why it is rejected, picture for the preview) per frame, in
+    the order of the table; a bounded number of frames is in memory."""
+
+    def work(row: dict[str, Any]) -> tuple[dict[str, Any], float, str | None, Image | None]:
+        image = decode_image(row["image"])
+        alpha = mattings[row["camera"]](image)
+        alpha = np.where(_inside_photo(row), alpha, 0)
+        matte = np.rint(alpha * 255).astype(np.uint8)
+        area = float(alpha.mean())
+        reason = None
+        if area < params.min_area:
+            reason = f"the matte is empty: {area:.1%} of the frame is foreground"
+        elif area > params.max_area:
+            reason = f"the matte is full: {area:.1%} of the frame is foreground"
+        key = {name: row[name] for name in _KEY}
+        stored = {**key, "alpha": encode_png(matte)}
+        stored |= {"width": row["width"], "height": row["height"]}
+        shown = on_checker(image, alpha) if tuple(key.values()) in chosen else None
+        return stored, area, reason, shown
+
+    columns = [*_KEY, "image", "width", "height", "transform", "source_width", "source_height"]
+    pending: deque[Future] = deque()
+    with ThreadPoolExecutor() as pool:
+        for row in read_rows(frames, schemas.FRAMES, columns):
+            pending.append(pool.submit(work, row))
+            if len(pending) > 32:
+                yield pending.popleft().result()
+        while pending:
+            yield pending.popleft().result()
+
+
+def on_checker(image: Image, alpha: NDArray[np.float32], cell: int = 16) -> Image:
+    """The cut-out over a green and grey checkerboard, where leftovers and holes both show."""
+    y, x = np.indices(alpha.shape) // cell
+    board = np.where(((x + y) % 2 == 0)[..., None], (60, 200, 90), (200, 200, 200))
+    mixed = alpha[..., None] * image + (1 - alpha[..., None]) * board
+    return np.rint(mixed).astype(np.uint8)
+
+
+def _inside_photo(row: dict[str, Any]) -> NDArray[np.bool_]:
+    """[H, W], False where the stored frame shows padding. The transform is a crop and a scale."""
+    fx, _, tx, _, fy, ty = row["transform"][:6]
+    x = (np.arange(row["width"]) + 0.5 - tx) / fx
+    y = (np.arange(row["height"]) + 0.5 - ty) / fy
+    columns = (x >= 0) & (x <= row["source_width"])
+    lines = (y >= 0) & (y <= row["source_height"])
+    return lines[:, None] & columns[None, :]
+
+
+def _preview_keys(frames: Path) -> set[tuple]:
+    file = pq.ParquetFile(frames)
+    keys = [tuple(row.values()) for row in file.read(columns=list(_KEY)).to_pylist()]
+    moments = sorted({key[1:3] for key in keys})
+    cameras = sorted({key[3] for key in keys})
+    some = set(_evenly(moments, _PREVIEW_TIMESTEPS))
+    views = set(_evenly(cameras, _PREVIEW_CAMERAS))
+    return {key for key in keys if key[1:3] in some and key[3] in views}
+
+
+def _evenly(items: list, most: int) -> list:
+    places = np.linspace(0, len(items) - 1, min(most, len(items)))
+    return [items[round(place)] for place in places]
+
+
+def _check(
+    rejects: list[dict[str, Any]], total: int, params: Params, backends: dict[str, str]
+) -> None:
+    if rejects and (len(rejects) == total or len(rejects) > params.max_rejected * total):
+        first = rejects[0]
+        where = locate(first["sequence"], first["timestep"], first["camera"])
+        advice = (
+            "Does the background plate show the same empty scene, with the same crop and light? "
+            "If not, set matting.backend: selfie."
+            if backends[first["camera"]] == "plate"
+            else "Is the person in the picture? If so, add a background plate to the capture."
+        )
+        raise StageError(
+            f"{len(rejects)} of {total} mattes are unusable, the first at {where}: "
+            f"{first['reason']}. {advice}"
+        )
+
+
+def _warnings(backends: dict[str, str], params: Params) -> list[str]:
+    without = sorted(camera for camera, name in backends.items() if name == "selfie")
+    if params.backend == "auto" and without and len(without) < len(backends):
+        return [f"Cameras without a background plate use selfie: {', '.join(without)}."]
+    return []
