@@ -159,6 +159,10 @@ def _looked_at(inputs: Inputs, params: Params) -> Iterator[_View]:
 
 
 def _cores() -> int:
+    """How many images to look at at once; results do not depend on it."""
+    allowed = os.environ.get("OMP_NUM_THREADS", "")
+    if allowed.isdigit() and int(allowed) > 0:
+        return int(allowed)
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
@@ -325,7 +329,7 @@ class _Tally:
 
 @dataclass
 class _Preview:
-    """Some frames with their landmarks: rows of moments, columns of cameras."""
+    """Some frames with their landmarks: moments by cameras, the more numerous across."""
 
     moments: set[tuple[str, int]]
     cameras: list[str]
@@ -349,7 +353,13 @@ class _Preview:
             self.tiles.setdefault(f"{moment[0]} {moment[1]}", {})[view.camera] = picture
 
     def picture(self) -> Image:
-        return contact_sheet(self.tiles, self.cameras, _PREVIEW_SIDE)
+        if len(self.cameras) >= len(self.tiles):
+            return contact_sheet(self.tiles, self.cameras, _PREVIEW_SIDE)
+        across = {
+            camera: {moment: line[camera] for moment, line in self.tiles.items() if camera in line}
+            for camera in self.cameras
+        }
+        return contact_sheet(across, list(self.tiles), _PREVIEW_SIDE)
 
 
 def _evenly(items: list, count: int) -> list:
