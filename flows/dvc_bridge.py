@@ -21,8 +21,6 @@ from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 from typing import Any, Literal
 
-os.environ.setdefault("DVC_NO_ANALYTICS", "true")
-
 from dvc.dependency import ParamsDependency
 from dvc.dependency.base import DependencyDoesNotExistError
 from dvc.dependency.param import MissingParamsError

@@ -10,6 +10,7 @@ from __future__ import annotations
 import difflib
 import importlib
 import re
+import sys
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -241,3 +242,19 @@ def _suggestion(name: str, known: Iterable[str]) -> str:
     if near:
         return f"; did you mean {near[0]!r}?"
     return f"; known are: {', '.join(known)}." if known else "."
+
+
+def main(subjects: list[str]) -> int:
+    """Check the parameters of all stages of ``subjects``: ``python -m tasks.parameters NAME…``."""
+    try:
+        for subject in subjects:
+            for stage in STAGES:
+                resolve(Path(), stage, subject)
+    except ParameterError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

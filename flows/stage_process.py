@@ -1,0 +1,203 @@
+"""A stage is a child process with a log file, a progress file and a record of how it went.
+
+Both files and the record lie under ``data/logs/SUBJECT/``, so whoever wants to show the state of a
+batch (the terminal that started it, another one, a worker) just reads them.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shlex
+import signal
+import sys
+import time
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from subprocess import DEVNULL, STDOUT, Popen
+from typing import Literal
+
+from gha_core.errors import GhaError
+from gha_core.progress import REPORT_VARIABLE
+from tasks.__main__ import INTERRUPTED, PARENT_VARIABLE, THREADS_VARIABLE, TRY_AGAIN
+
+LOGS = Path("data", "logs")
+
+
+class StageFailed(GhaError):
+    """The stage's process failed; the text is its own sentence.
+
+    Attributes:
+        worth_retrying: it was killed or ran out of memory, so another try may succeed.
+    """
+
+    def __init__(self, sentence: str, worth_retrying: bool = False) -> None:
+        super().__init__(sentence)
+        self.worth_retrying = worth_retrying
+
+    def __reduce__(self) -> tuple[type[StageFailed], tuple[str, bool]]:
+        return StageFailed, (str(self), self.worth_retrying)
+
+
+@dataclass(frozen=True)
+class Record:
+    """The latest run of one stage of one subject.
+
+    Attributes:
+        process: id of the stage's process.
+        changed: when the state became what it is, seconds since the epoch.
+        seconds: wall time of the run; of the last real one if the outputs were restored since.
+        peak_memory: largest resident size of that run, bytes.
+        error: the sentence or the last line that it left, if it failed.
+    """
+
+    state: Literal["running", "done", "restored", "failed"]
+    process: int
+    changed: float
+    seconds: float = 0.0
+    peak_memory: int = 0
+    error: str = ""
+
+
+@dataclass(frozen=True)
+class Progress:
+    """How far a running stage says it is; ``total`` None if it does not know."""
+
+    description: str
+    done: int
+    total: int | None
+    seconds: float
+
+
+def log_path(name: str) -> Path:
+    """The log of ``stage@subject``: everything that its latest run printed."""
+    return _path(name, ".log")
+
+
+def read_record(name: str) -> Record | None:
+    """How the latest run of ``stage@subject`` went; None if there was none.
+
+    A run whose process is gone without a word counts as failed.
+    """
+    try:
+        record = Record(**json.loads(_path(name, ".json").read_text()))
+    except (FileNotFoundError, ValueError, TypeError):
+        return None
+    if record.state == "running" and not _alive(record.process):
+        return replace(record, state="failed", error="It was killed.")
+    return record
+
+
+def note_restored(name: str) -> None:
+    """Say that the outputs of ``stage@subject`` came from the cache; its last run stays known."""
+    record = read_record(name) or Record("restored", 0, 0.0)
+    _write(name, replace(record, state="restored", changed=time.time(), error=""))
+
+
+def read_progress(name: str) -> Progress | None:
+    """The latest progress line of ``stage@subject``; None if it has not said anything."""
+    try:
+        lines = _path(name, ".progress").read_text().splitlines()
+        return Progress(**json.loads(lines[-1]))
+    except (FileNotFoundError, IndexError, ValueError, TypeError):
+        return None
+
+
+def run(name: str, command: str, threads: int) -> None:
+    """Run the command of ``stage@subject`` in the current folder to its end.
+
+    Raises:
+        StageFailed: it did not end well.
+    """
+    log, progress = log_path(name), _path(name, ".progress")
+    log.parent.mkdir(parents=True, exist_ok=True)
+    progress.unlink(missing_ok=True)
+    started = time.time()
+    with log.open("wb") as output:
+        process = Popen(
+            _arguments(command),
+            stdin=DEVNULL,
+            stdout=output,
+            stderr=STDOUT,
+            env=_environment(progress, threads),
+        )
+        _write(name, Record("running", process.pid, started))
+        _, status, usage = os.wait4(process.pid, 0)
+    code = process.returncode = os.waitstatus_to_exitcode(status)
+    record = Record(
+        state="failed" if code else "done",
+        process=process.pid,
+        changed=time.time(),
+        seconds=round(time.time() - started, 3),
+        peak_memory=usage.ru_maxrss * (1 if sys.platform == "darwin" else 1024),
+        error=_error(code, log) if code else "",
+    )
+    _write(name, record)
+    if code:
+        raise StageFailed(record.error, code in (TRY_AGAIN, -signal.SIGKILL))
+
+
+def stop_all() -> None:
+    """End every stage process that this one started."""
+    for path in LOGS.glob("*/*.json"):
+        record = read_record(f"{path.stem}@{path.parent.name}")
+        if record and record.state == "running" and _parent(record.process) == os.getpid():
+            os.kill(record.process, signal.SIGTERM)
+
+
+def _arguments(command: str) -> list[str]:
+    program, *arguments = shlex.split(command)
+    # dvc.yaml says python; the one that runs us has what the stages need, on the PATH or not.
+    return [sys.executable if program == "python" else program, *arguments]
+
+
+def _environment(progress: Path, threads: int) -> dict[str, str]:
+    return {
+        **os.environ,
+        REPORT_VARIABLE: str(progress.resolve()),
+        PARENT_VARIABLE: str(os.getpid()),
+        THREADS_VARIABLE: str(threads),
+        "OMP_NUM_THREADS": str(threads),
+        "PYTHONUNBUFFERED": "1",
+    }
+
+
+def _error(code: int, log: Path) -> str:
+    lines = [line for line in log.read_text(errors="replace").splitlines() if line.strip()]
+    if code == -signal.SIGKILL:
+        return "It was killed, probably because memory ran out; try fewer --jobs."
+    if code in (INTERRUPTED, -signal.SIGTERM, -signal.SIGINT):
+        return "It was interrupted."
+    if code < 0:
+        return f"It died of {signal.Signals(-code).name}."
+    return lines[-1].removeprefix("error: ") if lines else f"It ended with status {code}."
+
+
+def _write(name: str, record: Record) -> None:
+    path = _path(name, ".json")
+    temporary = path.with_suffix(".writing")
+    temporary.write_text(json.dumps(asdict(record)) + "\n")
+    temporary.replace(path)
+
+
+def _path(name: str, suffix: str) -> Path:
+    stage, _, subject = name.partition("@")
+    return LOGS / subject / f"{stage}{suffix}"
+
+
+def _alive(process: int) -> bool:
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        pass
+    return True
+
+
+def _parent(process: int) -> int:
+    try:
+        fields = Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()
+        return int(fields[1])
+    except OSError:
+        return os.getpid()  # no /proc here: trust the record
