@@ -35,9 +35,28 @@ GHA_INLINE bool pixel_range(double low, double high, int size, int &first, int &
 // All pixels of rows [row0, row1) that the triangle covers, edges included.
 GHA_MULTIVERSION void fill(const Triangle &t, int row0, int row1, const Buffers &out, double *best) {
     const double *x = t.x, *y = t.y;
+    // Where each edge crosses a row bounds the columns worth testing: long thin triangles (strands
+    // of hair) cover little of their bounding boxes. One pixel of slack leaves the exact test to
+    // decide.
+    double slope[3], towards[3];
+    for (int k = 0; k < 3; ++k) {
+        const int a = (k + 1) % 3, b = (k + 2) % 3;
+        const double rise = y[b] - y[a];
+        const bool level = std::abs(rise) < 1e-6; // crosses a row anywhere or nowhere: no bound
+        towards[k] = level ? 0.0 : -rise * t.inverse_area; // sign of weight k's change along a row
+        slope[k] = level ? 0.0 : (x[b] - x[a]) / rise;
+    }
     for (int row = std::max(t.y0, row0); row <= std::min(t.y1, row1 - 1); ++row) {
         const double py = row + 0.5;
-        for (int column = t.x0; column <= t.x1; ++column) {
+        double low = t.x0, high = t.x1;
+        for (int k = 0; k < 3; ++k) {
+            const double crossing = x[(k + 1) % 3] + (py - y[(k + 1) % 3]) * slope[k] - 0.5;
+            if (towards[k] > 0) low = std::max(low, std::floor(crossing) - 1.0);
+            if (towards[k] < 0) high = std::min(high, std::ceil(crossing) + 1.0);
+        }
+        const int first = static_cast<int>(std::min(low, t.x1 + 1.0));
+        const int last = static_cast<int>(std::max(high, t.x0 - 1.0));
+        for (int column = first; column <= last; ++column) {
             const double px = column + 0.5;
             const double b0 =
                 ((x[1] - px) * (y[2] - py) - (x[2] - px) * (y[1] - py)) * t.inverse_area;
