@@ -1,0 +1,246 @@
+"""The head as Gaussians that move and change colour with expression and pose.
+
+Stage 2 of Xu et al., Gaussian Head Avatar (CVPR 2024): neutral Gaussians and six dynamic networks,
+where the expression networks act with weight λ (near the face's landmarks) and the pose networks
+with 1 - λ. Three things are added. Gaussians are first carried by the tracked face model's
+expression basis, so that the networks learn only what it misses. The pose network colours the face
+too: lamps stand still in the room while the head turns. And the networks never see a coefficient
+outside the range that training covered, because there they would answer with noise.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import cv2
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from gha_core.avatar import quaternions
+from gha_core.geometry.networks import (
+    DEFORMATION_SCALE,
+    ConditionedMLP,
+    encoded_size,
+    positional_encoding,
+)
+from gha_core.pose import HeadPose
+
+ATTRIBUTE_SCALE = 0.2
+ATTRIBUTES = 3 + 4 + 1  # log-scale, quaternion, opacity logit
+POSE = 6
+# exp(log-scale) stays between these (head lengths): a runaway scale ends in NaN or in a fog.
+SMALLEST, LARGEST = 2e-4, 0.2
+
+
+@dataclass(frozen=True)
+class HeadConfig:
+    """The sizes of a :class:`GaussianHead`; with the weights they make an avatar.
+
+    Attributes:
+        gaussians, expressions: numbers of them.
+        expression_gaussians: how many, counted from the front, any expression network acts on;
+            face_gaussians: how many of those no pose network moves (λ = 1).
+        channels: of the feature image, the first three being RGB.
+        features: length of each Gaussian's vector that the networks read.
+        width: of the expression networks' hidden layers; those of pose are half as wide.
+        pose_shading: whether the pose colours Gaussians that the expression controls, too.
+    """
+
+    gaussians: int
+    expression_gaussians: int
+    face_gaussians: int
+    expressions: int
+    channels: int = 32
+    features: int = 32
+    width: int = 64
+    pose_shading: bool = True
+
+
+@dataclass(frozen=True)
+class Neutral:
+    """Gaussians of the neutral head, in head space, sorted by falling ``weight``.
+
+    Attributes:
+        positions: [N, 3]; log_scales: [N, 3]; quaternions: [N, 4]; opacities: [N] logits.
+        colours: [N, 3] sRGB 0..1; features: [N, F].
+        weight: [N] λ, 1 where only the expression acts, 0 where only the pose does.
+        shift: [E, N, 3] displacement under each expression, from the face model.
+        turn: [E, N, 3] rotation vector under each expression, likewise.
+    """
+
+    positions: Tensor
+    log_scales: Tensor
+    quaternions: Tensor
+    opacities: Tensor
+    colours: Tensor
+    features: Tensor
+    weight: Tensor
+    shift: Tensor
+    turn: Tensor
+
+
+@dataclass(frozen=True)
+class Gaussians:
+    """What the splatting wants: means [N, 3], quaternions [N, 4], scales [N, 3] (not logarithms),
+    opacities [N] (0..1), channels [N, C]; in head space, or in the world in metres."""
+
+    means: Tensor
+    quaternions: Tensor
+    scales: Tensor
+    opacities: Tensor
+    channels: Tensor
+
+    def moved(self, rotation: Tensor, translation: Tensor, scale: float) -> Gaussians:
+        """From head space to the world.
+
+        Args:
+            rotation: [4] unit quaternion; translation: [3] m; scale: m per head length.
+        """
+        means = scale * (self.means @ quaternions.to_matrix(rotation).T) + translation
+        turned = quaternions.multiply(rotation, self.quaternions)
+        return Gaussians(means, turned, scale * self.scales, self.opacities, self.channels)
+
+
+class GaussianHead(nn.Module):
+    """Neutral Gaussians (parameters), what carries them (buffers), and the six networks."""
+
+    weight: Tensor
+    shift: Tensor
+    turn: Tensor
+    encoding: Tensor
+    expression_range: Tensor
+    pose_range: Tensor
+    pose_origin: Tensor
+
+    def __init__(self, config: HeadConfig) -> None:
+        super().__init__()
+        self.config = config
+        n, e, f, c = config.gaussians, config.expressions, config.features, config.channels
+        self.positions = nn.Parameter(torch.zeros(n, 3))
+        self.log_scales = nn.Parameter(torch.zeros(n, 3))
+        self.quaternions = nn.Parameter(torch.tensor([1.0, 0, 0, 0]).repeat(n, 1))
+        self.opacities = nn.Parameter(torch.zeros(n))
+        self.colours = nn.Parameter(torch.zeros(n, c))
+        self.features = nn.Parameter(torch.zeros(n, f))
+        width, half, pose = config.width, config.width // 2, encoded_size(POSE)
+        self.colour_expression = ConditionedMLP(f, e, [width] * 2, c, 0.0)
+        self.colour_pose = ConditionedMLP(f, pose, [half], c, 0.0)
+        self.deformation_expression = ConditionedMLP(encoded_size(3), e, [width] * 3, 3, 0.0)
+        self.deformation_pose = ConditionedMLP(encoded_size(3), pose, [width] * 2, 3, 0.0)
+        self.attributes_expression = ConditionedMLP(f, e, [width] * 2, ATTRIBUTES, 0.0)
+        self.attributes_pose = ConditionedMLP(f, pose, [half] * 2, ATTRIBUTES, 0.0)
+        buffers = {
+            "weight": torch.zeros(n),
+            "shift": torch.zeros(e, n, 3),
+            "turn": torch.zeros(e, n, 3),
+            # Of the first positions: the name by which the deformation fields know a Gaussian. It
+            # stays while the position is refined, and costs nothing.
+            "encoding": torch.zeros(n, encoded_size(3)),
+            "expression_range": torch.tensor([0.0, 1.0])[:, None].repeat(1, e),
+            "pose_range": torch.tensor([-1.0, 1.0])[:, None].repeat(1, POSE),
+            "pose_origin": torch.tensor([0.0, 0, 0, 0, 0, 0, 1]),
+        }
+        for name, value in buffers.items():
+            self.register_buffer(name, value)
+
+    def start_from(self, neutral: Neutral) -> None:
+        """Take the neutral Gaussians as they are; everything the networks add is zero so far."""
+        with torch.no_grad():
+            self.positions.copy_(neutral.positions)
+            self.log_scales.copy_(neutral.log_scales)
+            self.quaternions.copy_(neutral.quaternions)
+            self.opacities.copy_(neutral.opacities)
+            self.colours.zero_()
+            self.colours[:, :3] = neutral.colours
+            self.features.copy_(neutral.features)
+            self.weight.copy_(neutral.weight)
+            self.shift.copy_(neutral.shift)
+            self.turn.copy_(neutral.turn)
+            self.encoding.copy_(positional_encoding(neutral.positions))
+
+    def set_ranges(self, poses: list[HeadPose], expressions: NDArray[np.float32]) -> None:
+        """Learn what the training frames cover: their mean pose, and the extent of all inputs.
+
+        Args:
+            poses: one per timestep; expressions: [T, E].
+        """
+        # The mean rotation: the proper orthogonal matrix nearest to the mean matrix.
+        left, _, right = np.linalg.svd(np.mean([pose.matrix for pose in poses], axis=0))
+        mean = left @ np.diag([1, 1, np.linalg.det(left @ right)]) @ right
+        origin = HeadPose(
+            _rotvec(mean),
+            np.mean([pose.translation for pose in poses], axis=0),
+            float(np.mean([pose.scale for pose in poses])),
+        )
+        self.pose_origin.copy_(torch.tensor([*origin.rotation, *origin.translation, origin.scale]))
+        conditions = np.stack([self._relative(pose) for pose in poses])
+        for buffer, values in ((self.pose_range, conditions), (self.expression_range, expressions)):
+            extent = np.stack([values.min(0), values.max(0)])
+            buffer.copy_(torch.from_numpy(extent.astype(np.float32)))
+
+    def condition(self, pose: HeadPose) -> Tensor:
+        """[6] what the pose networks see: rotation (rad) and translation (head lengths) from the
+        mean training pose, held within what training covered."""
+        relative = torch.from_numpy(self._relative(pose).astype(np.float32))
+        return relative.clamp(self.pose_range[0], self.pose_range[1])
+
+    def _relative(self, pose: HeadPose) -> NDArray[np.float64]:
+        origin = self.pose_origin.double().numpy()
+        matrix = HeadPose(origin[:3], origin[3:6], origin[6]).matrix
+        offset = (pose.translation - origin[3:6]) @ matrix / origin[6]
+        return np.concatenate([_rotvec(matrix.T @ pose.matrix), offset])
+
+    def forward(self, expression: Tensor, pose: Tensor) -> Gaussians:
+        """The Gaussians in head space.
+
+        Args:
+            expression: [E] coefficients; pose: [6] of :meth:`condition`.
+        """
+        seen = expression.clamp(self.expression_range[0], self.expression_range[1])
+        turning = positional_encoding(pose)
+        by_expression = slice(0, self.config.expression_gaussians)
+        by_pose = slice(self.config.face_gaussians, self.config.gaussians)
+        near, far = self.features[by_expression], self.features[by_pose]
+
+        deformation = self._blend(
+            torch.tanh(self.deformation_expression(self.encoding[by_expression], seen)),
+            torch.tanh(self.deformation_pose(self.encoding[by_pose], turning)),
+        )
+        attributes = ATTRIBUTE_SCALE * self._blend(
+            self.attributes_expression(near, seen), self.attributes_pose(far, turning)
+        )
+        colour = self.colour_expression(near, seen)
+        if self.config.pose_shading:
+            shading = self.colour_pose(self.features, turning)
+            weight = self.weight[by_expression, None]
+            lit = shading[by_expression] + weight * colour
+            colour = torch.cat([lit, shading[self.config.expression_gaussians :]])
+        else:
+            colour = self._blend(colour, self.colour_pose(far, turning))
+        shift = torch.tensordot(expression, self.shift, 1)
+        turn = torch.tensordot(expression, self.turn, 1)
+        log_scales = self.log_scales + attributes[:, :3]
+        return Gaussians(
+            means=self.positions + shift + DEFORMATION_SCALE * deformation,
+            quaternions=quaternions.multiply(
+                quaternions.from_rotvec(turn), self.quaternions + attributes[:, 3:7]
+            ),
+            scales=log_scales.exp().clamp(SMALLEST, LARGEST),
+            opacities=torch.sigmoid(self.opacities + attributes[:, 7]),
+            channels=self.colours + colour,
+        )
+
+    def _blend(self, by_expression: Tensor, by_pose: Tensor) -> Tensor:
+        """λ-blend of what the expression says about the first Gaussians and the pose about the
+        last ones; where λ is 0 or 1 the network that has no say was not asked."""
+        near, far = self.config.face_gaussians, self.config.expression_gaussians
+        weight = self.weight[near:far, None]
+        between = weight * by_expression[near:] + (1 - weight) * by_pose[: far - near]
+        return torch.cat([by_expression[:near], between, by_pose[far - near :]])
+
+
+def _rotvec(matrix: NDArray[np.float64]) -> NDArray[np.float64]:
+    """[3, 3] rotation to axis-angle [3], rad."""
+    return np.asarray(cv2.Rodrigues(matrix)[0], float).ravel()

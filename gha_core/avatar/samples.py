@@ -1,0 +1,152 @@
+"""What a training step sees: one moment of the performance from a few cameras."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from numpy.typing import NDArray
+from torch import Tensor
+
+from gha_core.artifacts.images import Image
+from gha_core.avatar.super_resolution import SCALE
+from gha_core.cameras import Camera
+from gha_core.dataset import Dataset, Key, View
+from gha_core.errors import StageError
+from gha_core.pose import HeadPose
+
+CACHE_BYTES = 1_500_000_000  # decoded pictures kept in memory
+
+
+@dataclass(frozen=True)
+class Frame:
+    """One timestep with all of its training views; ``index`` counts the frames from 0."""
+
+    index: int
+    pose: HeadPose
+    expression: NDArray[np.float32]
+    landmarks: NDArray[np.float32]
+    views: tuple[View, ...]
+
+
+@dataclass(frozen=True)
+class Batch:
+    """B views of one frame, W x H pixels (even), the features being half that.
+
+    Attributes:
+        K: [B, 3, 3] of the half-size image; w2c: [B, 4, 4].
+        truth: [B, 3, H, W] on white; small: [B, 3, H/2, W/2].
+        alpha: [B, 1, H/2, W/2] matte.
+        weight: [B, 1, H, W] 1 inside the photo, 0 beyond its edge; small_weight likewise.
+        focus: [B, 2] pixel (x, y) about which to look closely.
+    """
+
+    K: Tensor
+    w2c: Tensor
+    truth: Tensor
+    small: Tensor
+    alpha: Tensor
+    weight: Tensor
+    small_weight: Tensor
+    focus: Tensor
+
+
+class TrainingViews:
+    """The training rows of a dataset, and batches of them. Test rows are never read.
+
+    Raises:
+        StageError: no training row, or cameras whose pictures differ in size.
+    """
+
+    def __init__(self, dataset: Dataset, seed: int) -> None:
+        self._dataset, self._seed = dataset, seed
+        rows: OrderedDict[tuple[str, int], list[View]] = OrderedDict()
+        for view in dataset.train:
+            rows.setdefault((view.sequence, view.timestep), []).append(view)
+        if not rows:
+            raise StageError("No training view is left; look at the splits and at the rejects.")
+        self.frames: list[Frame] = []
+        for views in rows.values():
+            first = views[0]
+            if first.pose is None or first.expression is None or first.landmarks is None:
+                raise StageError("Training an avatar needs tracked poses and expressions.")
+            self.frames.append(
+                Frame(len(self.frames), first.pose, first.expression, first.landmarks, tuple(views))
+            )
+        used = {view.camera for view in dataset.train}
+        sizes = {(dataset.cameras[name].width, dataset.cameras[name].height) for name in used}
+        if len(sizes) > 1:
+            raise StageError(
+                f"The cameras store frames of different sizes: {sorted(sizes)}. Ingest them at one."
+            )
+        width, height = sizes.pop()
+        self.width, self.height = width // SCALE * SCALE, height // SCALE * SCALE
+        self._cache: OrderedDict[Key, tuple[Image, Image]] = OrderedDict()
+        self._capacity = max(CACHE_BYTES // (4 * width * height), 1)
+        self._inside: dict[bytes, Tensor] = {}
+
+    @property
+    def count(self) -> int:
+        """Number of training views."""
+        return sum(len(frame.views) for frame in self.frames)
+
+    def camera(self, view: View) -> Camera:
+        return self._dataset.cameras[view.camera]
+
+    def picture(self, view: View) -> tuple[Image, Image]:
+        """[H, W, 3] uint8 on white, and the matte [H, W] uint8."""
+        key = view.key
+        if key not in self._cache:
+            image, alpha = self._dataset.image(view), self._dataset.alpha(view)
+            share = alpha[..., None].astype(np.float32) / 255
+            mixed = image * share + 255 * (1 - share)
+            self._cache[key] = (np.rint(mixed).astype(np.uint8), alpha)
+            if len(self._cache) > self._capacity:
+                self._cache.popitem(last=False)
+        return self._cache[key]
+
+    def at_step(self, step: int, views: int) -> tuple[Frame, Batch]:
+        """What step number ``step`` sees: frames in an order shuffled anew for every pass, and up
+        to ``views`` of the frame's cameras. A function of (seed, step) alone."""
+        epoch, place = divmod(step, len(self.frames))
+        order = np.random.default_rng((self._seed, 2, epoch)).permutation(len(self.frames))
+        frame = self.frames[order[place]]
+        rng = np.random.default_rng((self._seed, 3, step))
+        chosen = rng.permutation(len(frame.views))[:views]
+        return frame, self.batch(frame, [frame.views[index] for index in chosen], rng)
+
+    def batch(self, frame: Frame, views: list[View], rng: np.random.Generator) -> Batch:
+        pictures, mattes, weights, K, w2c, focus = [], [], [], [], [], []
+        for view in views:
+            camera = self.camera(view)
+            picture, matte = self.picture(view)
+            pictures.append(torch.from_numpy(picture[: self.height, : self.width]))
+            mattes.append(torch.from_numpy(matte[: self.height, : self.width]))
+            weights.append(self._inside_photo(view))
+            K.append(np.diag([1 / SCALE, 1 / SCALE, 1.0]) @ camera.K)
+            w2c.append(camera.w2c)
+            point = frame.landmarks[rng.integers(len(frame.landmarks))]
+            focus.append(np.nan_to_num(camera.project(frame.pose.to_world(point))))
+        truth = torch.stack(pictures).permute(0, 3, 1, 2).float().contiguous() / 255
+        alpha = torch.stack(mattes)[:, None].float() / 255
+        weight = torch.stack(weights)[:, None]
+        return Batch(
+            K=torch.from_numpy(np.stack(K)).float(),
+            w2c=torch.from_numpy(np.stack(w2c)).float(),
+            truth=truth,
+            small=F.avg_pool2d(truth, SCALE),
+            alpha=F.avg_pool2d(alpha, SCALE),
+            weight=weight,
+            small_weight=(F.avg_pool2d(weight, SCALE) == 1).float(),
+            focus=torch.from_numpy(np.stack(focus)).float(),
+        )
+
+    def _inside_photo(self, view: View) -> Tensor:
+        key = view.camera.encode() + view.transform.tobytes() + repr(view.source_size).encode()
+        if key not in self._inside:
+            inside = self._dataset.inside(view)[: self.height, : self.width]
+            self._inside[key] = torch.from_numpy(inside.astype(np.float32))
+        return self._inside[key]

@@ -1,0 +1,41 @@
+"""The network that turns the half-size feature image into the picture."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+SCALE = 2  # picture pixels per feature pixel, along each side
+# Colours are kept this far from 0 and 1 before the logit, where it would run to infinity.
+_EDGE = 2e-3
+
+
+class SuperResolution(nn.Module):
+    """Conv block, bilinear x2, conv block, 1x1 conv, sigmoid.
+
+    The first three channels are a small picture already (they are supervised as one); the network
+    adds to the logit of their enlargement and so starts out as a plain bilinear one.
+
+    Args:
+        channels: of the feature image.
+        width: of the hidden layers.
+    """
+
+    def __init__(self, channels: int, width: int) -> None:
+        super().__init__()
+        self.coarse = nn.Conv2d(channels, width, 3, padding=1)
+        self.fine = nn.Conv2d(width, width, 3, padding=1)
+        self.out = nn.Conv2d(width, 3, 1)
+        for parameter in self.out.parameters():
+            nn.init.zeros_(parameter)
+
+    def forward(self, features: Tensor) -> Tensor:
+        """[B, C, h, w] to [B, 3, 2h, 2w] sRGB in 0..1."""
+        x = F.leaky_relu(self.coarse(features), 0.1)
+        x = F.interpolate(x, scale_factor=SCALE, mode="bilinear", align_corners=False)
+        x = self.out(F.leaky_relu(self.fine(x), 0.1))
+        picture = torch.logit(features[:, :3].clamp(_EDGE, 1 - _EDGE))
+        picture = F.interpolate(picture, scale_factor=SCALE, mode="bilinear", align_corners=False)
+        # The loss reads planes; handing it channels-last views made it twice as slow.
+        return torch.sigmoid(x + picture).contiguous()

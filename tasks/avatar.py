@@ -1,0 +1,219 @@
+"""Avatar: Gaussians on the neutral head, trained with their networks against all training views.
+
+Reads ingest, matting, tracking and geometry. Writes ``avatar.safetensors`` and ``avatar.json`` (the
+avatar, see :class:`gha_core.avatar.Avatar`) and ``history.parquet``. Keeps a checkpoint in the work
+folder; killed and run again, it goes on from there and ends with the same bytes.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from pydantic import Field
+
+from gha_core.artifacts import schemas
+from gha_core.artifacts.contact_sheet import contact_sheet
+from gha_core.artifacts.images import Image, encode_jpeg
+from gha_core.artifacts.stage_folder import write_json
+from gha_core.artifacts.tables import write_table
+from gha_core.avatar import Avatar
+from gha_core.avatar.head import GaussianHead, HeadConfig
+from gha_core.avatar.initialise import Photo, Surface, TrackedFace, neutral_gaussians
+from gha_core.avatar.samples import TrainingViews
+from gha_core.avatar.super_resolution import SuperResolution
+from gha_core.avatar.training import Rates, Trained, TrainingConfig, Weights, train
+from gha_core.dataset import Dataset
+from gha_core.losses import PerceptualDistance
+from tasks.stage import Inputs, StageParams
+
+_LINEAGE = (
+    ("ingest", "frames.parquet"),
+    ("ingest", "cameras.parquet"),
+    ("matting", "alpha.parquet"),
+    ("tracking", "identity.safetensors"),
+    ("tracking", "tracking.parquet"),
+    ("geometry", "geometry.safetensors"),
+)
+_COLOUR_PHOTOS = 48
+_PREVIEW_ROWS = 6
+
+
+class LearningRates(StageParams):
+    """Adam's learning rates at the first step."""
+
+    positions: float = Field(2e-3, ge=0, description="head lengths")
+    scales: float = Field(5e-3, ge=0, description="of log-scales")
+    rotations: float = Field(2e-3, ge=0, description="of quaternions")
+    opacities: float = Field(2e-2, ge=0, description="of logits")
+    colours: float = Field(5e-3, ge=0, description="of each Gaussian's own channels")
+    features: float = Field(5e-3, ge=0, description="of what the networks read")
+    networks: float = Field(2e-3, ge=0, description="the six dynamic networks")
+    super_resolution: float = Field(2e-3, ge=0, description="the super-resolution network")
+    pose_correction: float = Field(1e-5, ge=0, description="rad and head lengths, per frame")
+
+
+class LossWeights(StageParams):
+    """Weights of the loss terms."""
+
+    picture: float = Field(1.0, ge=0, description="L1 of the picture")
+    small: float = Field(1.0, ge=0, description="L1 of the half-size first three channels")
+    perceptual: float = Field(0.1, ge=0, description="perceptual distance, at both sizes")
+    structure: float = Field(0.2, ge=0, description="structural dissimilarity of the picture")
+    silhouette: float = Field(0.1, ge=0, description="soft IoU of the silhouette and the matte")
+
+
+class Params(StageParams):
+    """How the avatar is built and trained."""
+
+    steps: int = Field(3000, ge=1, description="training steps")
+    views: int = Field(2, ge=1, le=64, description="views of one timestep per step")
+    gaussians: int = Field(10_000, ge=100, le=1_000_000, description="number of Gaussians")
+    channels: int = Field(32, ge=3, le=256, description="of the half-size feature image")
+    features: int = Field(32, ge=1, le=128, description="per Gaussian, read by the networks")
+    width: int = Field(64, ge=8, le=1024, description="of the hidden layers")
+    super_resolution_width: int = Field(16, ge=4, le=256, description="of its hidden layers")
+    reach: tuple[float, float] = Field(
+        (0.15, 0.25),
+        description="distances from the landmarks (head lengths) within which only the expression "
+        "acts on a Gaussian, and beyond which only the pose does",
+    )
+    expression_prior: bool = Field(
+        True, description="the face model's expressions carry the Gaussians, networks add the rest"
+    )
+    pose_shading: bool = Field(
+        True, description="the pose colours the face too, for lamps that do not turn with the head"
+    )
+    crop: int = Field(128, ge=32, description="side of the crops of the perceptual loss, px")
+    final_rate: float = Field(0.04, gt=0, le=1, description="learning rates fall to this share")
+    rates: LearningRates = Field(LearningRates(), description="learning rates")
+    weights: LossWeights = Field(LossWeights(), description="weights of the losses")
+    checkpoint_seconds: float = Field(20.0, ge=0, description="time between checkpoints, s")
+
+
+def run(inputs: Inputs, params: Params, out: Path) -> None:
+    """Train the avatar. See the module's docstring for the files.
+
+    Raises:
+        StageError: no training view, an empty mesh, or a training that breaks down.
+    """
+    dataset = Dataset(inputs["ingest"], inputs["matting"], inputs["tracking"], inputs.splits)
+    lineage = {f"{stage}/{name}": _sha256(inputs[stage] / name) for stage, name in _LINEAGE}
+    views = TrainingViews(dataset, inputs.seed)
+    torch.manual_seed(inputs.seed)
+    head, super_resolution = build(inputs, params, views)
+    perceptual = PerceptualDistance() if params.weights.perceptual else None
+    trained = train(
+        head,
+        super_resolution,
+        views,
+        perceptual,
+        TrainingConfig(
+            steps=params.steps,
+            views=params.views,
+            rates=Rates(**params.rates.model_dump()),
+            weights=Weights(**params.weights.model_dump()),
+            final_rate=params.final_rate,
+            crop=params.crop,
+            checkpoint_seconds=params.checkpoint_seconds,
+        ),
+        inputs.work,
+        _fingerprint(inputs, params, lineage),
+    )
+    licences = {PerceptualDistance.NAME: PerceptualDistance.LICENCE} if perceptual else {}
+    avatar = Avatar(head, super_resolution, (), lineage, licences)
+    avatar.save(out)
+    history = [
+        {"step": step, "term": term, "value": value} for step, term, value in trained.history
+    ]
+    write_table(out / "history.parquet", schemas.HISTORY, history)
+    (out / "preview.jpg").write_bytes(encode_jpeg(_preview(avatar, views), 90))
+    write_json(out / "summary.json", _summary(head, views, trained, params))
+
+
+def build(
+    inputs: Inputs, params: Params, views: TrainingViews
+) -> tuple[GaussianHead, SuperResolution]:
+    """The untrained avatar: it already shows the tracked face in its first colours."""
+    neutral = neutral_gaussians(
+        TrackedFace.load(inputs["tracking"]),
+        Surface.load(inputs["geometry"]),
+        count=params.gaussians,
+        feature_size=params.features,
+        reach=params.reach,
+        prior=params.expression_prior,
+        photos=_photos(views),
+        seed=inputs.seed,
+    )
+    head = GaussianHead(
+        HeadConfig(
+            gaussians=len(neutral.positions),
+            expression_gaussians=int((neutral.weight > 0).sum()),
+            face_gaussians=int((neutral.weight == 1).sum()),
+            expressions=len(neutral.shift),
+            channels=params.channels,
+            features=params.features,
+            width=params.width,
+            pose_shading=params.pose_shading,
+        )
+    )
+    head.start_from(neutral)
+    poses = [frame.pose for frame in views.frames]
+    head.set_ranges(poses, np.stack([frame.expression for frame in views.frames]))
+    return head, SuperResolution(params.channels, params.super_resolution_width)
+
+
+def _photos(views: TrainingViews) -> list[Photo]:
+    """Training views spread over time and cameras, for the first colours."""
+    frames = views.frames[:: max(1, len(views.frames) * 4 // _COLOUR_PHOTOS)]
+    photos = []
+    for index, frame in enumerate(frames):
+        for offset in range(min(4, len(frame.views))):
+            view = frame.views[(index + offset * len(frame.views) // 4) % len(frame.views)]
+            image, alpha = views.picture(view)
+            photos.append(Photo(image, alpha, views.camera(view), frame.pose, frame.expression))
+    return photos
+
+
+def _preview(avatar: Avatar, views: TrainingViews) -> Image:
+    """Photo and avatar side by side, for training views spread over time and cameras."""
+    frames = views.frames[:: max(1, len(views.frames) // _PREVIEW_ROWS)][:_PREVIEW_ROWS]
+    rows: dict[str, dict[str, Image]] = {"photo": {}, "avatar": {}}
+    for index, frame in enumerate(frames):
+        view = frame.views[index % len(frame.views)]
+        label = f"{view.sequence} {view.timestep} {view.camera}"
+        rows["photo"][label] = views.picture(view)[0]
+        rows["avatar"][label] = avatar.render(views.camera(view), frame.pose, frame.expression)[0]
+    return contact_sheet(rows, list(rows["photo"]), side=256)
+
+
+def _summary(
+    head: GaussianHead, views: TrainingViews, trained: Trained, params: Params
+) -> dict[str, Any]:
+    final = {term: value for _, term, value in trained.history}
+    return {
+        "gaussians": head.config.gaussians,
+        "gaussians_controlled_by_expression": head.config.expression_gaussians,
+        "parameters": sum(parameter.numel() for parameter in head.parameters()),
+        "steps": params.steps,
+        "training_timesteps": len(views.frames),
+        "training_views": views.count,
+        "losses_at_the_end": {term: round(value, 5) for term, value in sorted(final.items())},
+        "resumed_at_step": trained.resumed_at,
+        "seconds": round(trained.seconds, 2),
+    }
+
+
+def _fingerprint(inputs: Inputs, params: Params, lineage: dict[str, str]) -> str:
+    # How often checkpoints are written changes nothing in them.
+    relevant = params.model_dump_json(exclude={"checkpoint_seconds"})
+    parts = [relevant, inputs.splits.model_dump_json(), str(inputs.seed), *lineage.values()]
+    return hashlib.sha256("\n".join(parts).encode()).hexdigest()
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
