@@ -24,6 +24,7 @@ from gha_core.capture import Capture, Timestep, open_capture
 from gha_core.capture.crop import Crop, Undistorter, square, whole
 from gha_core.capture.framing import frame_face, frame_rig
 from gha_core.errors import CaptureError, locate
+from gha_core.processors import cores
 from gha_core.progress import track
 from tasks.stage import Inputs, StageParams
 
@@ -250,7 +251,7 @@ def _rows(
 ) -> Iterator[tuple[dict[str, Any], Image | None]]:  # fmt: skip
     """All rows in the order of the table. While one timestep is encoded, the next is decoded."""
     pending: deque[list[Future]] = deque()
-    with ThreadPoolExecutor() as pool:
+    with ThreadPoolExecutor(cores()) as pool:
         for sequence, timesteps in wanted.items():
             for timestep in track(
                 capture.frames(sequence, timesteps), f"reading {sequence}", len(timesteps)

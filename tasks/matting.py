@@ -21,6 +21,7 @@ from gha_core.artifacts.stage_folder import write_json
 from gha_core.artifacts.tables import TableWriter, read_rows, read_table, write_table
 from gha_core.errors import StageError, locate
 from gha_core.matting import PlateMatting, SelfieMatting
+from gha_core.processors import cores
 from gha_core.progress import track
 from tasks.stage import Inputs, StageParams
 
@@ -156,7 +157,7 @@ def _matted(
 
     columns = [*_KEY, "image", "width", "height", "transform", "source_width", "source_height"]
     pending: deque[Future] = deque()
-    with ThreadPoolExecutor() as pool:
+    with ThreadPoolExecutor(cores()) as pool:
         for row in read_rows(frames, schemas.FRAMES, columns):
             pending.append(pool.submit(work, row))
             if len(pending) > 32:

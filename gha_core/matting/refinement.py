@@ -18,6 +18,8 @@ Refinement = Literal["guided", "closed_form"]
 _EPSILON = 1e-4  # (1 % of the range)²: what the guided filter takes for noise
 # Distance of the two colours, 0..1 per channel, at which the line between them is half believed.
 _KNOWN_CONTRAST, _GUESSED_CONTRAST = 0.06, 0.2
+_OWN_COLOUR = 0.08  # a pixel further than this from all lines is a foreground colour of its own
+_NOISE = 0.02  # how far, 0..1, a pixel may be from the line without speaking against it
 
 
 def to_floats(image: Image) -> Floats:
@@ -65,33 +67,66 @@ def _guided(
 ) -> Floats:
     radius = band_radius(*trimap.shape)
     unknown = trimap == UNKNOWN
-    foreground = spread_colours(image, trimap == FOREGROUND, radius)[unknown]
     if known is not None:
         background = known[unknown]
     else:
-        background = spread_colours(image, trimap == BACKGROUND, radius)[unknown]
-    across = foreground - background
-    contrast = np.einsum("nc,nc->n", across, across)
-    along = np.einsum("nc,nc->n", image[unknown] - background, across)
-    colour = np.clip(along / np.maximum(contrast, 1e-6), 0, 1)
+        background = _surroundings(image, trimap == BACKGROUND, unknown, radius)[-1]
     # A guessed background is worth less than a photographed one.
     doubt = _KNOWN_CONTRAST if known is not None else _GUESSED_CONTRAST
-    certainty = contrast / (contrast + doubt**2) * (1 - trust[unknown]) + 1e-4
-    share = certainty / (certainty + trust[unknown])
+    pixels = image[unknown]
+    foregrounds = _surroundings(image, trimap == FOREGROUND, unknown, radius)
+    if known is not None:
+        # No mixture explains it and the background is known: it has a colour of its own.
+        foregrounds.append(pixels)
+    colour, certainty = _along_colour_line(pixels, foregrounds, background, doubt)
+    trust = trust[unknown]
+    certainty = certainty * (1 - trust) + 1e-4
+    share = certainty / (certainty + trust)
     value = (trimap == FOREGROUND).astype(np.float32)
     value[unknown] = share * colour + (1 - share) * rough[unknown]
     weights = np.ones(trimap.shape, np.float32)
-    weights[unknown] = np.maximum(certainty, trust[unknown])
+    weights[unknown] = np.maximum(certainty, trust)
     return guided_filter(image, value, weights, max(1, radius // 2), _EPSILON, unknown)
 
 
-def spread_colours(image: Floats, known: NDArray[np.bool_], radius: int) -> Floats:
-    """[H, W, 3]: at every pixel the mean colour of the known ones nearby, at the smallest of three
-    scales (from ``radius`` px on) that reaches any."""
+def _along_colour_line(
+    pixels: Floats, foregrounds: list[Floats], background: Floats, doubt: float
+) -> tuple[Floats, Floats]:
+    """Alpha [N] of pixels [N, 3] between a background [N, 3] and several candidates for the
+    foreground (each [N, 3]), and how certain [N] it is.
+
+    Each candidate counts by how well its mixture explains the pixel: skin beside dark hair must not
+    be explained by the mean of both. The pixel itself, if it is a candidate, is the last resort.
+    """
+    away = pixels - background
+    total, alpha, certainty = (np.full(len(pixels), 1e-12, np.float32) for _ in range(3))
+    for foreground in foregrounds:
+        across = foreground - background
+        contrast = np.einsum("nc,nc->n", across, across)
+        along = np.einsum("nc,nc->n", away, across) / np.maximum(contrast, 1e-6)
+        mixed = np.clip(along, 0, 1)
+        rest = away - mixed[:, None] * across
+        misfit = np.einsum("nc,nc->n", rest, rest) + _NOISE**2
+        if foreground is pixels:
+            misfit += _OWN_COLOUR**2
+        weight = (contrast + 1e-4) / misfit**2
+        total += weight
+        alpha += weight * mixed
+        certainty += weight * contrast / (contrast + doubt**2)
+    return alpha / total, certainty / total
+
+
+def _surroundings(
+    image: Floats, known: NDArray[np.bool_], where: NDArray[np.bool_], radius: int
+) -> list[Floats]:
+    """Colours of ``known`` pixels near each of the N pixels in ``where``, each [N, 3]: the nearest
+    one's, and the mean at the smallest of three scales (from ``radius`` px on) that reaches any."""
+    if not known.any():
+        return [np.zeros((int(where.sum()), 3), np.float32)]
     height, width = known.shape
     weights = known.astype(np.float32)
-    weighted = cv2.merge([*cv2.split(image * weights[..., None]), weights])
-    result = np.zeros((height, width, 4), np.float32)
+    weighted = cv2.merge([image * weights[..., None], weights])
+    result = np.zeros((int(where.sum()), 4), np.float32)
     for scale, shrink in ((radius, 1), (4 * radius, 2), (16 * radius, 8)):
         small = weighted
         if shrink > 1:
@@ -101,11 +136,28 @@ def spread_colours(image: Floats, known: NDArray[np.bool_], radius: int) -> Floa
         mean = cv2.boxFilter(small, cv2.CV_32F, (window, window), borderType=cv2.BORDER_REFLECT_101)
         if shrink > 1:
             mean = cv2.resize(mean, (width, height), interpolation=cv2.INTER_LINEAR)
+        chosen = mean[where]
         # Counted in full from 2 % coverage of the window on, so that scales blend without seams.
-        scaled = mean / np.maximum(mean[..., 3:], 0.02)
-        result += (1 - result[..., 3:]) * scaled
-    mean_colour = image[known].mean(0) if known.any() else np.zeros(3, np.float32)
-    return result[..., :3] + (1 - result[..., 3:]) * mean_colour
+        chosen = chosen / np.maximum(chosen[:, 3:], 0.02)
+        result += (1 - result[:, 3:]) * chosen
+        mean_colour = image[known].mean(0)
+    blended = result[:, :3] + (1 - result[:, 3:]) * mean_colour
+    return [_nearest(image, known, where), blended]
+
+
+def _nearest(image: Floats, known: NDArray[np.bool_], where: NDArray[np.bool_]) -> Floats:
+    """[N, 3]: the colour of the nearest known pixel, noise averaged with its known neighbours."""
+    _, labels = cv2.distanceTransformWithLabels(
+        (~known).astype(np.uint8), cv2.DIST_L2, 5, labelType=cv2.DIST_LABEL_PIXEL
+    )
+    weights = known.astype(np.float32)
+    means = (
+        cv2.blur(image * weights[..., None], (3, 3))
+        / np.maximum(cv2.blur(weights, (3, 3)), 1e-6)[..., None]
+    )
+    table = np.zeros((int(labels.max()) + 1, 3), np.float32)
+    table[labels[known]] = means[known]
+    return table[labels[where]]
 
 
 def _closed_form(image: Floats, trimap: NDArray[np.uint8]) -> Floats:

@@ -32,7 +32,8 @@ class SelfieMatting:
         probability = self.probability(image)
         mask = clean_mask(probability > 0.5)
         radius = band_radius(*mask.shape)
-        trimap = make_trimap(mask, probability > 0.1, radius)
+        doubtful = (probability > 0.1) & ~mask
+        trimap = make_trimap(mask, doubtful, radius, radius, 4 * radius)
         trust = np.full(mask.shape, 0.5, np.float32)
         rough = _settled(probability, radius)
         return refine(to_floats(image), trimap, rough, trust, self._refinement)

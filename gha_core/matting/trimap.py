@@ -26,7 +26,7 @@ def clean_mask(mask: Mask, small_hole: float = 0.01) -> Mask:
     rough = mask.astype(np.uint8)
     # Cut one-pixel bridges to crumbs before components are counted, and close cracks.
     kernel = cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (3, 3))
-    closed = cv2.morphologyEx(rough, cv2.MORPH_CLOSE, kernel, iterations=2)
+    closed = cv2.morphologyEx(rough, cv2.MORPH_CLOSE, kernel)
     count, labels, stats, _ = cv2.connectedComponentsWithStats(closed, connectivity=4)
     if count < 2:
         return np.zeros_like(mask)
@@ -42,21 +42,25 @@ def clean_mask(mask: Mask, small_hole: float = 0.01) -> Mask:
     return largest | fill[holes]
 
 
-def make_trimap(mask: Mask, doubtful: Mask, radius: int) -> NDArray[np.uint8]:
+def make_trimap(
+    mask: Mask, doubtful: Mask, inner: int, outer: int, reach: int
+) -> NDArray[np.uint8]:
     """[H, W] of BACKGROUND, UNKNOWN, FOREGROUND.
 
     Args:
         mask: the person, cleaned.
-        doubtful: pixels that are not clearly background; those near the mask join the band (hair).
-        radius: half the width of the band, px.
+        doubtful: pixels that do not look like what the mask says they are: wisps of hair outside,
+            gaps between them inside.
+        inner, outer: how far the band of doubt reaches inside and outside the mask, px.
+        reach: up to which distance from the outline doubtful pixels join the band, px.
     """
-    inside = cv2.erode(mask.astype(np.uint8), _disc(radius)).astype(bool)
-    near = cv2.dilate(mask.astype(np.uint8), _disc(radius)).astype(bool)
-    reach = cv2.dilate(mask.astype(np.uint8), _disc(4 * radius)).astype(bool)
-    hairy = cv2.dilate((doubtful & reach).astype(np.uint8), _disc(1)).astype(bool)
-    trimap = np.full(mask.shape, BACKGROUND, np.uint8)
-    trimap[near | (hairy & reach)] = UNKNOWN
-    trimap[inside] = FOREGROUND
+    solid = mask.astype(np.uint8)
+    around = cv2.dilate(solid, _disc(outer)).astype(bool)
+    within = cv2.erode(solid, _disc(inner)).astype(bool)
+    near_outline = cv2.dilate(solid, _disc(reach)) > cv2.erode(solid, _disc(reach))
+    joining = cv2.dilate((doubtful & near_outline).astype(np.uint8), _disc(1)).astype(bool)
+    trimap = np.where(within, FOREGROUND, BACKGROUND).astype(np.uint8)
+    trimap[(around & ~within) | (joining & near_outline)] = UNKNOWN
     return trimap
 
 
