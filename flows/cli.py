@@ -193,6 +193,35 @@ def report(
 
 
 @app.command()
+def reenact(
+    name: Name,
+    driver: Annotated[
+        str, typer.Option(help="A sequence of NAME, another SUBJECT, or SUBJECT:SEQUENCE.")
+    ],
+    output: Annotated[Path | None, typer.Option(help="The video; default: in outputs/.")] = None,
+    camera: Annotated[
+        str | None, typer.Option(help="A camera of NAME; default: the most frontal one.")
+    ] = None,
+    height: Annotated[
+        int | None, typer.Option(min=16, help="Height of the avatar's picture, pixels.")
+    ] = None,
+) -> None:
+    """Write a video of the avatar driven by another sequence or another subject.
+
+    Example: gha reenact anna --driver bert:FREE
+    """
+    output = output and output.expanduser().absolute()
+    from flows import project
+
+    project.enter()
+    _chosen([name])
+    from flows.reenact import parse_driver, reenact
+
+    path = reenact(name, parse_driver(driver, name), camera, height, output)
+    console.print(f"video: {path.resolve()}", highlight=False, soft_wrap=True)
+
+
+@app.command()
 def doctor() -> None:
     """Say what this machine can run, and what to do where something is missing."""
     from flows.doctor import examine
