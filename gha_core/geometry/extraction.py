@@ -10,7 +10,7 @@ from torch import Tensor
 from gha_core.errors import StageError
 from gha_core.geometry.expression_prior import near_faces
 from gha_core.geometry.frames import TrackedFace
-from gha_core.geometry.marching import blend, cross, interpolate
+from gha_core.geometry.marching import blend, cross, crossed_edges, interpolate
 from gha_core.geometry.networks import HeadNetworks
 from gha_core.geometry.tetrahedra import TetGrid
 
@@ -39,7 +39,8 @@ class Extractor:
 
     The network is evaluated without gradient to find the crossed edges, and again with gradient at
     their ends only: the same mesh and gradients as with gradients everywhere, at a fraction of the
-    cost. Between two sweeps over the whole grid only the nodes near the surface are looked at.
+    cost. Between two sweeps over the whole grid only the nodes near the surface are looked at; when
+    the surface reaches the border of this band, a sweep follows at once.
 
     Args:
         offset_scale: head lengths that a vertex offset of 1 moves a node.
@@ -48,7 +49,7 @@ class Extractor:
     def __init__(self, grid: TetGrid, offset_scale: float, face: TrackedFace) -> None:
         self.grid, self.offset_scale = grid, offset_scale
         self._near = near_faces(grid.nodes, face.vertices, face.faces, 2)
-        self._band = grid
+        self._band, self._border = grid, torch.zeros(len(grid.nodes), dtype=torch.bool)
 
     def sweep(self, networks: HeadNetworks, where: str, rings: int = 2) -> None:
         """Look for the surface on the whole grid.
@@ -63,6 +64,7 @@ class Extractor:
             sdf = torch.cat([networks.sdf(part) for part in self.grid.nodes.split(16384)])
         _check_signs(sdf, where)
         self._band = self.grid.near_surface(sdf, rings)
+        self._border = self.grid.shared_with_rest(self._band)
 
     def surface(self, networks: HeadNetworks, where: str) -> Surface:
         """The surface near the last sweep's.
@@ -70,10 +72,12 @@ class Extractor:
         Raises:
             StageError: it vanished.
         """
-        band = self._band
-        with torch.no_grad():
-            sdf = networks.sdf(band.nodes)
+        sdf = self._band_sdf(networks)
+        if self._border[self._band.edges[0][crossed_edges(self._band, sdf)]].any():
+            self.sweep(networks, where)
+            sdf = self._band_sdf(networks)
         _check_signs(sdf, where)
+        band = self._band
         crossing = cross(band, sdf)
         nodes = band.nodes[crossing.nodes]
         values = networks.neutral(nodes)
@@ -87,6 +91,10 @@ class Extractor:
             self._near[band.source[crossing.nodes][crossing.pairs]].flatten(1),
             self.grid.spacing,
         )
+
+    def _band_sdf(self, networks: HeadNetworks) -> Tensor:
+        with torch.no_grad():
+            return networks.sdf(self._band.nodes)
 
 
 def fit_sphere(networks: HeadNetworks, nodes: Tensor, radius: float, steps: int, seed: int) -> None:
@@ -127,6 +135,6 @@ def _check_signs(sdf: Tensor, where: str) -> None:
         raise StageError(
             f"The mesh is empty at {where}: the signed distance is negative everywhere "
             f"({float(sdf.min()):.3g} to {float(sdf.max()):.3g}), the head fills its whole box. "
-            "Most often the mattes cover the whole image, or the tracked scale is far too small. Look "
-            "at the previews of matting and tracking."
+            "Most often the mattes cover the whole image, or the tracked scale is far too small. "
+            "Look at the previews of matting and tracking."
         )

@@ -88,7 +88,8 @@ def weighted_sum(terms: Mapping[str, Tensor], weights: LossWeights, where: str) 
         if not torch.isfinite(value):
             raise StageError(
                 f"The loss term {name!r} became {value.item()} at {where}. Look at the image, "
-                "matte and tracked pose of this frame; if they are fine, lower geometry.learning_rate."
+                "matte and tracked pose of this frame; if they are fine, lower "
+                "geometry.learning_rate."
             )
     factors = asdict(weights)
     return torch.stack([factors[name] * value for name, value in terms.items()]).sum()

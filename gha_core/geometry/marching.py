@@ -38,8 +38,7 @@ def cross(grid: TetGrid, sdf: Tensor) -> Crossing:
     with torch.no_grad():
         inside = sdf < 0
         edges, tet_edges = grid.edges
-        signs = inside[edges]
-        crossed = signs[:, 0] != signs[:, 1]
+        crossed = crossed_edges(grid, sdf)
         vertex = torch.cumsum(crossed, 0) - 1
         pairs = edges[crossed]
         pairs = torch.where(inside[pairs[:, :1]], pairs, pairs.flip(1))
@@ -56,6 +55,12 @@ def cross(grid: TetGrid, sdf: Tensor) -> Crossing:
                 local = tet_edges[owner][:, torch.tensor(triangles)]  # [., triangles, 3]
                 parts.append(vertex[local].reshape(-1, 3))
         return Crossing(used.nonzero()[:, 0], number[pairs], torch.cat(parts))
+
+
+def crossed_edges(grid: TetGrid, sdf: Tensor) -> Tensor:
+    """[E] bool: the ends of the edge lie on different sides."""
+    signs = (sdf < 0)[grid.edges[0]]
+    return signs[:, 0] != signs[:, 1]
 
 
 def interpolate(positions: Tensor, sdf: Tensor, pairs: Tensor) -> tuple[Tensor, Tensor]:

@@ -50,6 +50,15 @@ class TetGrid:
             crossed = touched[self.tets].any(1)
         return self._part(crossed)
 
+    def shared_with_rest(self, part: TetGrid) -> Tensor:
+        """[n] bool: nodes of ``part`` that tetrahedra outside of it use as well.
+
+        The border of the whole grid itself does not count.
+        """
+        everywhere = torch.bincount(self.tets.flatten(), minlength=len(self.nodes))
+        within = torch.bincount(part.tets.flatten(), minlength=len(part.nodes))
+        return within < everywhere[part.source]
+
     def _part(self, chosen: Tensor) -> TetGrid:
         tets = self.tets[chosen]
         used = torch.zeros(len(self.nodes), dtype=torch.bool)
@@ -91,7 +100,8 @@ def body_centred_grid(lower: ArrayLike, upper: ArrayLike, resolution: int) -> Te
             tets.append(np.stack([behind, ahead, ring[first], ring[second]], -1).reshape(-1, 4))
 
     def lattice(shape: np.ndarray, shift: float) -> np.ndarray:
-        return (np.stack(np.indices(tuple(shape)), -1).reshape(-1, 3) + shift) * spacing + low
+        places = np.array(np.unravel_index(np.arange(shape.prod()), tuple(shape))).T
+        return (places + shift) * spacing + low
 
     nodes = np.concatenate([lattice(corner_shape, 0.0), lattice(cells, 0.5)])
     all_tets = np.concatenate(tets)

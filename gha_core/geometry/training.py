@@ -148,10 +148,20 @@ def train(
         if step % HISTORY_EVERY == 0 or state.step == settings.steps:
             values = {"total": total} | terms
             state.history += [
-                {"step": step, "term": name, "value": value.item(), "seconds": state.seconds}
+                {"step": step, "term": name, "value": value.item()}
                 for name, value in values.items()
             ]
     return state
+
+
+def extract(
+    state: TrainingState, face: TrackedFace, settings: Settings, subdivisions: int = 0
+) -> Surface:
+    """The trained neutral surface, without gradient."""
+    extractor = make_extractor(face, settings, subdivisions)
+    with torch.no_grad():
+        extractor.sweep(state.networks, "the end of training")
+        return extractor.surface(state.networks, "the end of training")
 
 
 def animate(
