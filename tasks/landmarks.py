@@ -13,7 +13,7 @@ from collections import defaultdict
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from itertools import groupby
+from itertools import groupby, islice
 from pathlib import Path
 from typing import Any, Literal
 
@@ -154,7 +154,7 @@ def _looked_at(inputs: Inputs, params: Params) -> Iterator[_View]:
         return _look(detector, *pair, params)
 
     with ThreadPoolExecutor(_cores()) as pool:
-        while batch := [pair for pair, _ in zip(progress, range(_BATCH), strict=False)]:
+        while batch := list(islice(progress, _BATCH)):
             yield from pool.map(look, batch)
 
 

@@ -383,13 +383,14 @@ def subject(
     spoil: dict[tuple[int, str], Image] | None = None,
     matte: Image | None = None,
     splits: Splits | None = None,
+    timesteps: int = 2,
 ) -> Inputs:
-    """Artifacts of ingest and matting: two timesteps of every camera."""
+    """Artifacts of ingest and matting: some timesteps of every camera."""
     (folder / "ingest").mkdir(parents=True)
     (folder / "matting").mkdir()
     keys = [
         {"subject": "s", "sequence": "A", "timestep": timestep, "camera": name}
-        for timestep in (0, 1)
+        for timestep in range(timesteps)
         for name in sorted(frames)
     ]
     rows, mattes = [], []
@@ -452,6 +453,28 @@ def test_stage_writes_points_in_2d_and_3d(
     assert summary["triangulated"] > 0.9
     assert summary["reprojection_px"] < 2
     assert (out / "preview.jpg").stat().st_size > 10_000
+
+
+def test_every_frame_is_found_or_set_aside(
+    tmp_path: Path, frames: dict[str, tuple[Image, Camera]]
+) -> None:
+    timesteps = 50
+    blank = np.full((64, 64, 3), 90, np.uint8)
+    spoil = {
+        (timestep, name): blank
+        for timestep in range(timesteps)
+        for name in frames
+        if timestep % 20 or name != "cam+0"
+    }
+    out = run(
+        subject(tmp_path / "s", frames, spoil, timesteps=timesteps), tmp_path / "out", min_found=0
+    )
+    columns = ["timestep", "camera"]
+    found = read_table(out / "landmarks.parquet", schemas.LANDMARKS, columns).to_pylist()
+    rejects = read_table(out / "rejects.parquet", schemas.REJECTS, columns).to_pylist()
+    everything = {(timestep, name) for timestep in range(timesteps) for name in frames}
+    assert {(row["timestep"], row["camera"]) for row in rejects} == set(spoil)
+    assert {(row["timestep"], row["camera"]) for row in found} == everything - set(spoil)
 
 
 def test_stage_is_reproducible(tmp_path: Path, frames: dict[str, tuple[Image, Camera]]) -> None:
