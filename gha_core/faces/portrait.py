@@ -119,11 +119,11 @@ class Painter:
         moved = moved * self.regions["face"] * (self.rest[:, 1] > self.eye_centres[0, 1] + 0.045)
         across = np.abs(self.rest[:, 0])
         eye = abs(self.eye_centres[0, 0])
-        xs = np.linspace(0.45 * eye, 1.65 * eye, 9)
+        xs: Floats = np.linspace(0.45 * eye, 1.65 * eye, 9)
         weights = moved[None] ** 2 * np.exp(-(((across[None] - xs[:, None]) / (0.12 * eye)) ** 2))
         # Brow hair grows on the ridge, a little below the middle of the skin that moves.
         heights = (weights * self.rest[:, 1]).sum(1) / (weights.sum(1) + 1e-12) - 0.012
-        return xs, np.polyval(np.polyfit(xs, heights, 2), xs)
+        return xs, np.asarray(np.polyval(np.polyfit(xs, heights, 2), xs), float)
 
     def _brow_density(self, place: Floats) -> Floats:
         """[n] 0..1, soft-edged and thinning outwards."""

@@ -1,0 +1,143 @@
+"""Where the head is to begin with: one perspective-n-point per view, then agreement between views.
+
+PnP with a head of unit size gives, for each view, the rotation and the position up to the head's
+size: origin = centre of the camera + scale * v. Views with known places then determine the scale
+and the origin by linear least squares, and disagree when a calibration is not what it should be.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+from gha_core.errors import StageError, locate
+from gha_core.fitting import rotations
+from gha_core.fitting.observations import LandmarkModel, Observations
+
+Floats = NDArray[np.float64]
+
+# Of the mean head, which view-wise poses may be off by; more means the cameras disagree.
+MAX_TURN = np.radians(35)
+MAX_OFFSET = 0.75  # head lengths between the origins that two views see
+PLAUSIBLE_SIZE = (0.6, 1.6)  # head length over that of the mean person
+
+
+@dataclass(frozen=True)
+class InitialPose:
+    """rotation [T, 3, 3] head to world, translation [T, 3] metres, scale metres per unit."""
+
+    rotation: Floats
+    translation: Floats
+    scale: float
+
+
+def initial_pose(
+    observations: Observations, landmarks: LandmarkModel, metres_per_unit: float
+) -> InitialPose:
+    """Poses of all timesteps (each has at least one view).
+
+    Raises:
+        StageError: the views contradict each other, or the head would be far too big or small:
+            the calibration is in another convention or unit.
+    """
+    count, cameras = observations.confidence.shape
+    turns = np.full((count, cameras, 3, 3), np.nan)
+    reach = np.full((count, cameras, 3), np.nan)
+    # Points that neither expressions nor the detector's habits move much.
+    firm = np.linalg.norm(landmarks.expression, axis=1).max(1)
+    steady = np.argsort(firm / (landmarks.weights + 1e-3))[: max(len(firm) // 3, 6)]
+    shape, chosen = landmarks.mean[steady], landmarks.points[steady]
+    for time, view in zip(*np.nonzero(observations.confidence > 0), strict=True):
+        found = _pnp(shape, observations.points[time, view, chosen], observations.intrinsics[view])
+        if found is None:
+            continue
+        to_world = observations.extrinsics[view][:, :3].T
+        turns[time, view] = to_world @ found[0]
+        reach[time, view] = to_world @ found[1]
+    centres = np.stack([camera.centre for camera in observations.cameras])
+    weight = np.where(np.isfinite(reach[..., 0]), observations.confidence, 0.0)
+    scale = _common_scale(centres, reach, weight, metres_per_unit)
+    rotation, translation = np.zeros((count, 3, 3)), np.zeros((count, 3))
+    turned, apart = [], []
+    for time in range(count):
+        seen = np.flatnonzero(weight[time])
+        if not len(seen):
+            raise StageError(
+                f"{locate(observations.sequences[time], observations.timesteps[time])}: no head "
+                "pose explains the landmarks; are they of a face?"
+            )
+        rotation[time] = _middle_rotation(turns[time, seen])
+        origins = centres[seen] + scale * reach[time, seen]
+        translation[time] = np.median(origins, axis=0)
+        apart.append(np.linalg.norm(origins - translation[time], axis=1) / scale)
+        difference = rotations.logarithm(rotation[time].T @ turns[time, seen])
+        turned.append(np.linalg.norm(difference, axis=1))
+    if cameras > 1:
+        _check_agreement(np.concatenate(turned), np.concatenate(apart))
+    return InitialPose(rotation, translation, scale)
+
+
+def _pnp(shape: Floats, pixels: Floats, K: Floats) -> tuple[Floats, Floats] | None:
+    """Rotation [3, 3] and position [3] of the shape [n, 3] in the camera."""
+    usable = np.isfinite(pixels).all(1)
+    if usable.sum() < 6:
+        return None
+    found, turn, place = cv2.solvePnP(
+        shape[usable], pixels[usable], K, None, flags=cv2.SOLVEPNP_SQPNP
+    )
+    if not found or place[2, 0] <= 0:
+        return None
+    return cv2.Rodrigues(turn)[0].astype(float), place.ravel().astype(float)
+
+
+def _common_scale(centres: Floats, reach: Floats, weight: Floats, metres_per_unit: float) -> float:
+    """The scale s at which centre + s * reach agree best over the views of each timestep; that of
+    the mean person where there are no two views."""
+    top, bottom = 0.0, 0.0
+    for places, share in zip(reach, weight, strict=True):
+        seen = share > 0
+        if seen.sum() < 2:
+            continue
+        w = (share[seen] / share[seen].sum())[:, None]
+        v, c = places[seen], centres[seen]
+        v, c = v - (w * v).sum(0), c - (w * c).sum(0)
+        top -= float((w * v * c).sum())
+        bottom += float((w * v * v).sum())
+    if bottom <= 1e-9:
+        return metres_per_unit
+    ratio = top / bottom / metres_per_unit
+    if not np.isfinite(ratio) or ratio <= 0.02:
+        raise StageError(
+            "The cameras contradict each other: no head of positive size fits what they see. Their "
+            "extrinsics are probably in another convention; gha needs OpenCV world-to-camera "
+            "matrices (x right, y down, z forward). Camera-to-world matrices must be inverted, "
+            "OpenGL ones have y and z flipped."
+        )
+    if not PLAUSIBLE_SIZE[0] < ratio < PLAUSIBLE_SIZE[1]:
+        hint = "millimetres" if 300 < ratio < 3000 else "another unit than metres"
+        raise StageError(
+            f"By the cameras' positions the head would be {ratio * metres_per_unit:.3g} m long. "
+            f"The calibration is probably in {hint}; gha needs metres."
+        )
+    return ratio * metres_per_unit
+
+
+def _middle_rotation(turns: Floats) -> Floats:
+    """The one of [n, 3, 3] rotations that is nearest to the others, so that one bad view is not
+    averaged in."""
+    apart = np.linalg.norm(rotations.logarithm(turns[:, None].swapaxes(-1, -2) @ turns), axis=-1)
+    return turns[int(np.median(apart, axis=1).argmin())]
+
+
+def _check_agreement(turned: Floats, apart: Floats) -> None:
+    turn, offset = float(np.median(turned)), float(np.median(apart))
+    if turn > MAX_TURN or offset > MAX_OFFSET:
+        raise StageError(
+            f"The cameras contradict each other: each sees a face, but the head poses that they "
+            f"see differ by {np.degrees(turn):.0f} degrees and {offset:.2f} head lengths. The "
+            "extrinsics are probably in another convention, or belong to other cameras; gha needs "
+            "OpenCV world-to-camera matrices in metres (x right, y down, z forward)."
+        )

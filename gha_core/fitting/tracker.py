@@ -1,0 +1,361 @@
+"""The tracker: identity, scale, and the pose and expression of every timestep from 2D landmarks.
+
+1. A pose per timestep from perspective-n-point (:mod:`gha_core.fitting.initial_pose`).
+2. On training timesteps only: identity, scale, poses and expressions together. Expressions carry a
+   sparsity prior, so that what never moves is taken for identity.
+3. With identity and scale fixed: poses and expressions of each sequence, smooth in time. Training
+   timesteps do not see test timesteps; those are then fitted with their neighbours' help.
+
+All steps are Levenberg-Marquardt on robust residuals in head lengths.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+import numpy as np
+from numpy.typing import NDArray
+
+from gha_core.errors import StageError, locate
+from gha_core.faces import FaceModel
+from gha_core.fitting import rotations
+from gha_core.fitting.initial_pose import initial_pose
+from gha_core.fitting.observations import LandmarkModel, Observations
+from gha_core.fitting.residuals import (
+    POSE,
+    Quadratic,
+    Residuals,
+    State,
+    facing_weights,
+    linearise,
+    residuals,
+)
+from gha_core.fitting.solver import Smoothness, held, smoothness, solve_shared, solve_smooth
+
+Floats = NDArray[np.float64]
+Progress = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class Settings:
+    """Priors and effort; lengths in head lengths, angles in radians.
+
+    Attributes:
+        identity_prior: weight of the squared identity coefficients, per timestep and view.
+        expression_sparsity: weight of the sum of a timestep's expression coefficients.
+        robust: residual beyond which a landmark counts as an outlier.
+        acceleration: factor on how much pose and expression may accelerate; 0 = no smoothing.
+        identity_timesteps: at most so many training timesteps, evenly spread, teach the identity.
+        iterations: most steps of each stage.
+        max_residual: a timestep whose median residual is larger is set aside.
+    """
+
+    identity_prior: float = 1.0
+    expression_sparsity: float = 2.0
+    robust: float = 0.03
+    acceleration: float = 1.0
+    identity_timesteps: int = 100
+    iterations: int = 15
+    max_residual: float = 0.08
+
+
+# Second differences per timestep (25 to 30 per second) of one standard deviation: axis-angle,
+# metres per metre of head length, expressions; eyes blink and jump, so that they may do more.
+_TURN, _MOVE, _EXPRESSION, _EYES = 0.004, 0.004, 0.06, 0.25
+_RIDGE = 1.0  # weight of squared expressions: those that no landmark shows stay at rest
+
+
+@dataclass(frozen=True)
+class Track:
+    """What was found.
+
+    Attributes:
+        identity: [I]; scale: metres per unit of head space.
+        rotation: [T, 3] axis-angle head to world; translation: [T, 3] metres; expression: [T, E].
+        residual: [T, C] RMS distance of the landmarks that face the camera, pixels; NaN = no view.
+        relative: [T] median residual over all views, head lengths.
+        failed: [T] whether the timestep is not explained (set it aside).
+    """
+
+    identity: Floats
+    scale: float
+    rotation: Floats
+    translation: Floats
+    expression: Floats
+    residual: Floats
+    relative: Floats
+    failed: NDArray[np.bool_]
+
+
+def track_head(
+    model: FaceModel,
+    observations: Observations,
+    settings: Settings | None = None,
+    report: Progress | None = None,
+) -> Track:
+    """Fit ``model`` to all timesteps of ``observations``, each with at least one view.
+
+    With one camera the scale cannot be seen and stays that of the mean person.
+
+    Args:
+        report: called with a line of text as the work goes on.
+
+    Raises:
+        StageError: no training timestep, or calibration and landmarks contradict each other.
+    """
+    settings, report = settings or Settings(), report or (lambda _: None)
+    if not observations.is_train.any():
+        raise StageError(
+            "No training timestep has landmarks, so the identity cannot be learned. Hold out less "
+            "(splits), or look at the rejects of the landmarks stage."
+        )
+    landmarks = LandmarkModel.of(model)
+    start = initial_pose(observations, landmarks, model.metres_per_unit)
+    state = _first_state(observations, landmarks, start.rotation, start.translation, start.scale)
+    fitter = _Fitter(landmarks, settings, model.expression_names)
+    report("finding the head's poses")
+    state = fitter.poses(state, observations)
+
+    report("fitting the identity")
+    known = np.flatnonzero(observations.is_train)
+    few = known[_spread(len(known), settings.identity_timesteps)]
+    sees_scale = bool((observations.views[few] >= 2).any())
+    learned = fitter.identity(_select(state, few), observations.select(few), sees_scale)
+    # The learned shape moves the pose a little; carry that over before the fits per sequence.
+    state = replace(state, identity=learned.identity, scale=learned.scale)
+    state = _scatter(state, few, learned)
+    state = fitter.poses(state, observations)
+
+    for name in dict.fromkeys(observations.sequences):
+        report(f"fitting sequence {name}")
+        mine = np.array([sequence == name for sequence in observations.sequences])
+        train = np.flatnonzero(mine & observations.is_train)
+        if len(train):
+            fitted = fitter.sequence(_select(state, train), observations.select(train))
+            state = _scatter(state, train, fitted)
+        if len(train) < mine.sum():
+            everything = np.flatnonzero(mine)
+            fitted = fitter.sequence(_select(state, everything), observations.select(everything))
+            test = ~observations.is_train[everything]
+            state = _scatter(state, everything[test], _select(fitted, np.flatnonzero(test)))
+    return _result(state, landmarks, observations, settings)
+
+
+class _Fitter:
+    """The stages of the fit; each takes a state and returns a better one."""
+
+    def __init__(
+        self, landmarks: LandmarkModel, settings: Settings, names: tuple[str, ...]
+    ) -> None:
+        self.landmarks, self.settings = landmarks, settings
+        self.eyes = np.array([name.startswith("eye") for name in names])
+
+    def poses(self, state: State, observations: Observations) -> State:
+        """Better poses alone; expressions, identity and scale stay."""
+        frozen = np.zeros((len(state.rotation), POSE + state.expression.shape[1]), bool)
+        frozen[:, POSE:] = True
+
+        def solve(at: State, q: Quadratic, damping: float) -> tuple[Floats, Floats]:
+            step, _ = solve_shared(_alone(q), frozen, damping)
+            return step, np.zeros(len(at.identity) + 1)
+
+        return self._minimise(state, observations, solve, lambda _: 0.0, False, 6, wide=True)
+
+    def identity(self, state: State, observations: Observations, sees_scale: bool) -> State:
+        """Everything at once, timesteps independent of each other."""
+        strength = self.settings.identity_prior * float(observations.views.sum())
+
+        def prior(at: State) -> float:
+            own = 0.5 * strength * float(at.identity @ at.identity)
+            return own + self._expression_energy(at)
+
+        def solve(at: State, q: Quadratic, damping: float) -> tuple[Floats, Floats]:
+            self._add_expression_prior(at, q)
+            size = len(at.identity)
+            index = np.arange(size)
+            q.shared[index, index] += strength
+            q.shared_gradient[:size] += strength * at.identity
+            if not sees_scale:
+                q.shared[-1], q.shared[:, -1], q.mixed[..., -1] = 0.0, 0.0, 0.0
+                q.shared[-1, -1], q.shared_gradient[-1] = 1.0, 0.0
+            hold = held(at.expression, q.frames_gradient)
+            return solve_shared(q, hold, damping)
+
+        rounds = self.settings.iterations
+        state = self._minimise(state, observations, solve, prior, True, rounds // 2, wide=True)
+        return self._minimise(state, observations, solve, prior, True, rounds)
+
+    def sequence(self, state: State, observations: Observations) -> State:
+        """Poses and expressions of one sequence, smooth in time."""
+        smooth = self._smoothness(observations, state.scale)
+
+        def values(at: State) -> Floats:
+            return np.concatenate([at.rotation, at.translation, at.expression], axis=1)
+
+        def prior(at: State) -> float:
+            return smooth.energy(values(at)) + self._expression_energy(at)
+
+        def solve(at: State, q: Quadratic, damping: float) -> tuple[Floats, Floats]:
+            self._add_expression_prior(at, q)
+            now = values(at)
+            hold = held(at.expression, q.frames_gradient + smooth.gradient(now))
+            step = solve_smooth(q, smooth, now, hold, damping)
+            return step, np.zeros(len(at.identity) + 1)
+
+        return self._minimise(state, observations, solve, prior, False, self.settings.iterations)
+
+    def _expression_energy(self, at: State) -> float:
+        sparse = self.settings.expression_sparsity * float(at.expression.sum())
+        return sparse + 0.5 * _RIDGE * float((at.expression**2).sum())
+
+    def _add_expression_prior(self, at: State, q: Quadratic) -> None:
+        q.frames_gradient[:, POSE:] += self.settings.expression_sparsity + _RIDGE * at.expression
+        index = np.arange(POSE, q.frames.shape[1])
+        q.frames[:, index, index] += _RIDGE
+
+    def _smoothness(self, observations: Observations, scale: float) -> Smoothness:
+        deviation = np.concatenate(
+            [np.full(3, _TURN), np.full(3, _MOVE * scale), np.where(self.eyes, _EYES, _EXPRESSION)]
+        )
+        precision = self.settings.acceleration / deviation**2
+        return smoothness(np.array(observations.timesteps), precision)
+
+    def _minimise(
+        self,
+        state: State,
+        observations: Observations,
+        solve: Callable[[State, Quadratic, float], tuple[Floats, Floats]],
+        prior: Callable[[State], float],
+        with_shared: bool,
+        iterations: int,
+        wide: bool = False,
+    ) -> State:
+        """Levenberg-Marquardt; ``wide``: with a forgiving robust loss, from far away."""
+        robust = self.settings.robust * (4 if wide else 1)
+        facing = facing_weights(state, self.landmarks, observations)
+        trust = facing * self.landmarks.weights * observations.confidence[..., None]
+
+        def evaluate(at: State) -> tuple[Residuals, float]:
+            found = residuals(at, self.landmarks, observations, trust, robust)
+            return found, found.energy + prior(at)
+
+        found, energy = evaluate(state)
+        damping = 1e-3
+        for _ in range(iterations):
+            quadratic = linearise(state, self.landmarks, observations, found, with_shared)
+            better = False
+            for _ in range(4):
+                step = solve(state, _copy(quadratic), damping)
+                candidate = state.moved(*step)
+                new, new_energy = evaluate(candidate)
+                better = new_energy < energy
+                if better:
+                    break
+                damping *= 10
+            if not better:
+                break
+            gain = (energy - new_energy) / max(energy, 1e-12)
+            state, found, energy, damping = candidate, new, new_energy, max(damping / 10, 1e-6)
+            if gain < 1e-4:
+                break
+        return state
+
+
+def _first_state(
+    observations: Observations,
+    landmarks: LandmarkModel,
+    rotation: Floats,
+    translation: Floats,
+    scale: float,
+) -> State:
+    reference = np.empty_like(rotation)
+    names = np.array(observations.sequences)
+    for name in dict.fromkeys(observations.sequences):
+        reference[names == name] = rotations.mean(rotation[names == name])
+    return State(
+        reference=reference,
+        rotation=rotations.logarithm(rotation @ reference.swapaxes(-1, -2)),
+        translation=translation,
+        expression=np.zeros((len(rotation), landmarks.expression.shape[2])),
+        identity=np.zeros(landmarks.identity.shape[2]),
+        scale=scale,
+    )
+
+
+def _select(state: State, keep: NDArray[np.int64]) -> State:
+    return replace(
+        state,
+        reference=state.reference[keep],
+        rotation=state.rotation[keep],
+        translation=state.translation[keep],
+        expression=state.expression[keep],
+    )
+
+
+def _scatter(state: State, places: NDArray[np.int64], part: State) -> State:
+    """``state`` with the timesteps at ``places`` taken from ``part``."""
+    rotation, translation = state.rotation.copy(), state.translation.copy()
+    expression = state.expression.copy()
+    rotation[places], translation[places] = part.rotation, part.translation
+    expression[places] = part.expression
+    return replace(state, rotation=rotation, translation=translation, expression=expression)
+
+
+def _spread(count: int, most: int) -> NDArray[np.int64]:
+    """Up to ``most`` even indices of ``count``."""
+    return np.unique(np.linspace(0, count - 1, min(count, most)).round().astype(np.int64))
+
+
+def _copy(q: Quadratic) -> Quadratic:
+    return Quadratic(
+        q.frames.copy(), q.frames_gradient.copy(), q.mixed.copy(), q.shared.copy(),
+        q.shared_gradient.copy(),
+    )  # fmt: skip
+
+
+def _alone(q: Quadratic) -> Quadratic:
+    """Without shared unknowns, in the form that :func:`solve_shared` wants."""
+    return Quadratic(
+        q.frames,
+        q.frames_gradient,
+        np.zeros((*q.frames_gradient.shape, 1)),
+        np.ones((1, 1)),
+        np.zeros(1),
+    )
+
+
+def _result(
+    state: State, landmarks: LandmarkModel, observations: Observations, settings: Settings
+) -> Track:
+    facing = facing_weights(state, landmarks, observations)
+    visible = facing * (landmarks.weights > 0.1) * (observations.confidence > 0)[..., None]
+    found = residuals(state, landmarks, observations, visible, settings.robust)
+    squared = (found.values**2).sum(-1)
+    weight = np.where(np.isfinite(observations.points[:, :, landmarks.points, 0]), visible, 0.0)
+    total = weight.sum(-1)
+    with np.errstate(invalid="ignore", divide="ignore"):
+        relative = np.sqrt((weight * squared).sum(-1) / total)
+    relative = np.where(total > 0, relative, np.nan)
+    per_timestep = np.array(
+        [np.median(row[np.isfinite(row)]) if np.isfinite(row).any() else np.inf for row in relative]
+    )
+    failed = ~(per_timestep <= settings.max_residual)
+    if failed.mean() > 0.5:
+        where = locate(observations.sequences[0], observations.timesteps[0])
+        raise StageError(
+            f"The head model explains the landmarks of only {np.sum(~failed)} of {len(failed)} "
+            f"timesteps (median distance {np.median(per_timestep):.2f} head lengths, first at "
+            f"{where}). Either the cameras' calibration does not belong to these frames "
+            "(convention, image size, order of cameras), or the landmarks are not of one face."
+        )
+    return Track(
+        identity=state.identity,
+        scale=state.scale,
+        rotation=rotations.logarithm(state.matrices),
+        translation=state.translation,
+        expression=state.expression,
+        residual=relative * found.unit,
+        relative=per_timestep,
+        failed=failed,
+    )
