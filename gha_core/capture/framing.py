@@ -28,7 +28,7 @@ def frame_rig(cameras: Sequence[Camera], size: int) -> tuple[dict[str, Crop], li
     Raises:
         CaptureError: the optical axes are parallel, or meet behind the cameras.
     """
-    target = convergence(list(cameras))
+    target = _convergence(cameras)
     behind = [
         camera.name
         for camera in cameras
@@ -52,6 +52,15 @@ def frame_rig(cameras: Sequence[Camera], size: int) -> tuple[dict[str, Crop], li
         side = min(camera.width, camera.height)
         crops[camera.name] = square_around(centre, side, camera.width, camera.height, size)
     return crops, notes
+
+
+def _convergence(cameras: Sequence[Camera]) -> NDArray[np.float64]:
+    """Where the axes meet, without those that miss the point by far more than most."""
+    everyone = convergence(list(cameras))
+    misses = [np.linalg.norm(np.cross(each.forward, everyone - each.centre)) for each in cameras]
+    limit = 2.5 * np.median(misses)
+    agreeing = [each for each, miss in zip(cameras, misses, strict=True) if miss <= limit]
+    return convergence(agreeing) if len(agreeing) >= 3 else everyone
 
 
 def frame_face(images: Sequence[Image], size: int, what: str) -> Crop:

@@ -77,7 +77,8 @@ def probe(path: Path) -> Video:
             f"{len(shown)} are there. Copy it again from where it was recorded."
         )
     timestamps = tuple(sorted({stamp for stamp in shown if stamp is not None}))
-    quarter = round(first.rotation / 90) % 4
+    # FFmpeg says "no number" with an absurd one where the display matrix is not a rotation.
+    quarter = round(first.rotation / 90) % 4 if abs(first.rotation) <= 360 else 0
     size = (first.width, first.height) if quarter % 2 == 0 else (first.height, first.width)
     return Video(
         path=path,
