@@ -120,27 +120,26 @@ def _surroundings(
     image: Floats, known: NDArray[np.bool_], where: NDArray[np.bool_], radius: int
 ) -> list[Floats]:
     """Colours of ``known`` pixels near each of the N pixels in ``where``, each [N, 3]: the nearest
-    one's, and the mean at the smallest of three scales (from ``radius`` px on) that reaches any."""
+    one's, and the mean at the smallest of three scales (2 to 18 times ``radius``) that reaches any.
+    """
     if not known.any():
         return [np.zeros((int(where.sum()), 3), np.float32)]
     height, width = known.shape
     weights = known.astype(np.float32)
     weighted = cv2.merge([image * weights[..., None], weights])
     result = np.zeros((int(where.sum()), 4), np.float32)
-    for scale, shrink in ((radius, 1), (4 * radius, 2), (16 * radius, 8)):
-        small = weighted
-        if shrink > 1:
-            size = max(1, width // shrink), max(1, height // shrink)
-            small = cv2.resize(weighted, size, interpolation=cv2.INTER_AREA)
+    small = weighted
+    for scale, shrink in ((2 * radius, 2), (6 * radius, 4), (18 * radius, 8)):
+        size = max(1, width // shrink), max(1, height // shrink)
+        small = cv2.resize(small, size, interpolation=cv2.INTER_AREA)
         window = 2 * max(1, scale // shrink) + 1
         mean = cv2.boxFilter(small, cv2.CV_32F, (window, window), borderType=cv2.BORDER_REFLECT_101)
-        if shrink > 1:
-            mean = cv2.resize(mean, (width, height), interpolation=cv2.INTER_LINEAR)
+        mean = cv2.resize(mean, (width, height), interpolation=cv2.INTER_LINEAR)
         chosen = mean[where]
         # Counted in full from 2 % coverage of the window on, so that scales blend without seams.
         chosen = chosen / np.maximum(chosen[:, 3:], 0.02)
         result += (1 - result[:, 3:]) * chosen
-        mean_colour = image[known].mean(0)
+    mean_colour = image[known].mean(0)
     blended = result[:, :3] + (1 - result[:, 3:]) * mean_colour
     return [_nearest(image, known, where), blended]
 
