@@ -8,6 +8,7 @@ number of cameras.
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,6 +22,9 @@ POSE = 6  # axis-angle and translation come first among a timestep's unknowns
 SIGMA = 0.01  # noise of a landmark, head lengths
 INDEPENDENT = 0.15  # landmarks err together; this share of them counts as independent
 BATCH = 64
+
+Unknown = Literal["pose", "frames", "all"]
+"""What a step may change: poses; poses and expressions; identity and scale, too."""
 
 
 @dataclass(frozen=True)
@@ -138,14 +142,18 @@ def linearise(
     landmarks: LandmarkModel,
     observations: Observations,
     found: Residuals,
-    with_shared: bool,
+    unknown: Unknown,
 ) -> Quadratic:
-    """The normal equations of ``found``; without the shared unknowns they stay fixed (S = 0)."""
-    bases = [landmarks.expression]
+    """The normal equations of ``found``; what is not ``unknown`` stays out of them (F = 6 without
+    the expressions, S = 0 without identity and scale)."""
+    bases = [landmarks.expression[..., :0]]
+    if unknown != "pose":
+        bases.append(landmarks.expression)
+    with_shared = unknown == "all"
     if with_shared:
         bases.append(landmarks.identity)
     constant = np.concatenate(bases, axis=2)
-    expressions = landmarks.expression.shape[2]
+    expressions = 0 if unknown == "pose" else landmarks.expression.shape[2]
     matrices = state.matrices
     # In head space the shape's derivatives are constant; poses are carried there instead.
     rows = _rows(found, observations, matrices * state.scale)
@@ -172,7 +180,8 @@ def linearise(
         columns[..., POSE : POSE + constant.shape[2]] = constant
         if with_shared:
             columns[..., -1] = shape[part] / state.scale
-        gradient[part] = np.einsum("tlip,tli->tp", columns, g[part], optimize=True)
+        slopes = columns.reshape(len(columns), -1, size)
+        gradient[part] = (g[part].astype(np.float32).reshape(len(slopes), 1, -1) @ slopes)[:, 0]
         scaled = (factor[part].astype(np.float32) @ columns).reshape(len(columns), -1, size)
         full[part] = scaled.swapaxes(-1, -2) @ scaled
     own = POSE + expressions

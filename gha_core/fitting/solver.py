@@ -30,6 +30,8 @@ def solve_shared(quadratic: Quadratic, hold: Bools, damping: float) -> tuple[Flo
     H, g, mixed = _without(quadratic, hold, damping)
     right = np.concatenate([g[..., None], mixed], axis=2)
     eliminated = np.linalg.solve(H, right)
+    if not len(quadratic.shared):
+        return -eliminated[..., 0], np.zeros(0)
     shared = quadratic.shared - np.einsum("tfs,tfr->sr", mixed, eliminated[..., 1:])
     shared += damping * np.diag(np.diag(quadratic.shared))
     gradient = quadratic.shared_gradient - np.einsum("tfs,tf->s", mixed, eliminated[..., 0])

@@ -27,14 +27,15 @@ from gha_core.fitting.residuals import (
     Quadratic,
     Residuals,
     State,
+    Unknown,
     facing_weights,
     linearise,
     residuals,
 )
 from gha_core.fitting.solver import Smoothness, held, smoothness, solve_shared, solve_smooth
+from gha_core.progress import track
 
 Floats = NDArray[np.float64]
-Progress = Callable[[str], None]
 
 
 @dataclass(frozen=True)
@@ -92,19 +93,15 @@ def track_head(
     model: FaceModel,
     observations: Observations,
     settings: Settings | None = None,
-    report: Progress | None = None,
 ) -> Track:
     """Fit ``model`` to all timesteps of ``observations``, each with at least one view.
 
     With one camera the scale cannot be seen and stays that of the mean person.
 
-    Args:
-        report: called with a line of text as the work goes on.
-
     Raises:
         StageError: no training timestep, or calibration and landmarks contradict each other.
     """
-    settings, report = settings or Settings(), report or (lambda _: None)
+    settings = settings or Settings()
     if not observations.is_train.any():
         raise StageError(
             "No training timestep has landmarks, so the identity cannot be learned. Hold out less "
@@ -114,10 +111,8 @@ def track_head(
     start = initial_pose(observations, landmarks, model.metres_per_unit)
     state = _first_state(observations, landmarks, start.rotation, start.translation, start.scale)
     fitter = _Fitter(landmarks, settings, model.expression_names)
-    report("finding the head's poses")
     state = fitter.poses(state, observations)
 
-    report("fitting the identity")
     known = np.flatnonzero(observations.is_train)
     few = known[_spread(len(known), settings.identity_timesteps)]
     sees_scale = bool((observations.views[few] >= 2).any())
@@ -128,7 +123,6 @@ def track_head(
     state = fitter.poses(state, observations)
 
     for name in dict.fromkeys(observations.sequences):
-        report(f"fitting sequence {name}")
         mine = np.array([sequence == name for sequence in observations.sequences])
         train = np.flatnonzero(mine & observations.is_train)
         if len(train):
@@ -153,14 +147,16 @@ class _Fitter:
 
     def poses(self, state: State, observations: Observations) -> State:
         """Better poses alone; expressions, identity and scale stay."""
-        frozen = np.zeros((len(state.rotation), POSE + state.expression.shape[1]), bool)
-        frozen[:, POSE:] = True
 
         def solve(at: State, q: Quadratic, damping: float) -> tuple[Floats, Floats]:
-            step, _ = solve_shared(_alone(q), frozen, damping)
-            return step, np.zeros(len(at.identity) + 1)
+            hold = np.zeros(q.frames_gradient.shape, bool)
+            step, _ = solve_shared(q, hold, damping)
+            still = np.zeros_like(at.expression)
+            return np.concatenate([step, still], axis=1), np.zeros(len(at.identity) + 1)
 
-        return self._minimise(state, observations, solve, lambda _: 0.0, False, 6, wide=True)
+        return self._minimise(
+            "finding the head's poses", state, observations, solve, lambda _: 0.0, "pose", 6, 4.0
+        )
 
     def identity(self, state: State, observations: Observations, sees_scale: bool) -> State:
         """Everything at once, timesteps independent of each other."""
@@ -182,9 +178,10 @@ class _Fitter:
             hold = held(at.expression, q.frames_gradient)
             return solve_shared(q, hold, damping)
 
-        rounds = self.settings.iterations
-        state = self._minimise(state, observations, solve, prior, True, rounds // 2, wide=True)
-        return self._minimise(state, observations, solve, prior, True, rounds)
+        title, rounds = "fitting the identity", self.settings.iterations
+        for wide, most in ((4.0, rounds // 2), (1.0, rounds)):
+            state = self._minimise(title, state, observations, solve, prior, "all", most, wide)
+        return state
 
     def sequence(self, state: State, observations: Observations) -> State:
         """Poses and expressions of one sequence, smooth in time."""
@@ -203,7 +200,8 @@ class _Fitter:
             step = solve_smooth(q, smooth, now, hold, damping)
             return step, np.zeros(len(at.identity) + 1)
 
-        return self._minimise(state, observations, solve, prior, False, self.settings.iterations)
+        title, rounds = f"fitting sequence {observations.sequences[0]}", self.settings.iterations
+        return self._minimise(title, state, observations, solve, prior, "frames", rounds)
 
     def _expression_energy(self, at: State) -> float:
         sparse = self.settings.expression_sparsity * float(at.expression.sum())
@@ -223,16 +221,17 @@ class _Fitter:
 
     def _minimise(
         self,
+        title: str,
         state: State,
         observations: Observations,
         solve: Callable[[State, Quadratic, float], tuple[Floats, Floats]],
         prior: Callable[[State], float],
-        with_shared: bool,
+        unknown: Unknown,
         iterations: int,
-        wide: bool = False,
+        wide: float = 1.0,
     ) -> State:
-        """Levenberg-Marquardt; ``wide``: with a forgiving robust loss, from far away."""
-        robust = self.settings.robust * (4 if wide else 1)
+        """Levenberg-Marquardt; ``wide`` > 1: with a more forgiving robust loss, from far away."""
+        robust = self.settings.robust * wide
         facing = facing_weights(state, self.landmarks, observations)
         trust = facing * self.landmarks.weights * observations.confidence[..., None]
 
@@ -242,8 +241,8 @@ class _Fitter:
 
         found, energy = evaluate(state)
         damping = 1e-3
-        for _ in range(iterations):
-            quadratic = linearise(state, self.landmarks, observations, found, with_shared)
+        for _ in track(range(iterations), title):
+            quadratic = linearise(state, self.landmarks, observations, found, unknown)
             better = False
             for _ in range(4):
                 step = solve(state, _copy(quadratic), damping)
@@ -312,17 +311,6 @@ def _copy(q: Quadratic) -> Quadratic:
         q.frames.copy(), q.frames_gradient.copy(), q.mixed.copy(), q.shared.copy(),
         q.shared_gradient.copy(),
     )  # fmt: skip
-
-
-def _alone(q: Quadratic) -> Quadratic:
-    """Without shared unknowns, in the form that :func:`solve_shared` wants."""
-    return Quadratic(
-        q.frames,
-        q.frames_gradient,
-        np.zeros((*q.frames_gradient.shape, 1)),
-        np.ones((1, 1)),
-        np.zeros(1),
-    )
 
 
 def _result(

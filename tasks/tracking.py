@@ -1,0 +1,358 @@
+"""Tracking: who it is, and where the head is and what the face does in every timestep.
+
+Reads ingest and landmarks. One identity and one size per subject are learned from training
+timesteps and cameras; held-out cameras have no part in anything, and held-out timesteps are fitted
+with the identity as it is. A timestep that cannot be tracked is set aside with its reason.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from plyfile import PlyData, PlyElement
+from pydantic import Field
+from safetensors.torch import save_file
+
+from gha_core.artifacts import schemas
+from gha_core.artifacts.contact_sheet import contact_sheet
+from gha_core.artifacts.images import Image, decode_image, encode_jpeg
+from gha_core.artifacts.stage_folder import write_json
+from gha_core.artifacts.tables import read_rows, read_table, write_table
+from gha_core.cameras import Camera
+from gha_core.errors import StageError
+from gha_core.faces import FaceModel, head_model
+from gha_core.fitting import Observations, Settings, Track, track_head
+from gha_core.fitting.overlay import draw_overlay
+from gha_core.fitting.tracked_points import tracked_points
+from gha_core.landmarks import LANDMARKS
+from gha_core.pose import HeadPose
+from gha_core.splits import positions
+from tasks.stage import Inputs, StageParams
+
+_PREVIEW_TIMESTEPS, _PREVIEW_CAMERAS, _PREVIEW_SIDE = 5, 5, 256
+_LARGE_RESIDUAL = 0.035  # head lengths; a good fit stays well below
+
+Frame = tuple[str, int]
+
+
+class Params(StageParams):
+    """How the head model is fitted."""
+
+    min_confidence: float = Field(
+        0.3, ge=0, le=1, description="ignore a view whose landmarks are trusted less"
+    )
+    min_views: int = Field(1, ge=1, description="set aside a timestep seen by fewer cameras")
+    identity_prior: float = Field(
+        Settings.identity_prior, gt=0, description="pull towards the mean head"
+    )
+    expression_sparsity: float = Field(
+        Settings.expression_sparsity, ge=0, description="pull of expressions towards neutral"
+    )
+    robust: float = Field(
+        Settings.robust, gt=0, description="residual of an outlying landmark, head lengths"
+    )
+    smoothness: float = Field(
+        Settings.acceleration, ge=0, description="weight of smooth motion in time; 0 = none"
+    )
+    identity_timesteps: int = Field(
+        Settings.identity_timesteps, ge=1, description="most timesteps that teach the identity"
+    )
+    iterations: int = Field(Settings.iterations, ge=1, le=200, description="most steps per fit")
+    max_residual: float = Field(
+        Settings.max_residual,
+        gt=0,
+        description="set aside a timestep that fits worse (head lengths)",
+    )
+
+    def settings(self) -> Settings:
+        return Settings(
+            identity_prior=self.identity_prior,
+            expression_sparsity=self.expression_sparsity,
+            robust=self.robust,
+            acceleration=self.smoothness,
+            identity_timesteps=self.identity_timesteps,
+            iterations=self.iterations,
+            max_residual=self.max_residual,
+        )
+
+
+def run(inputs: Inputs, params: Params, out: Path) -> None:
+    """Write identity, tracking, neutral mesh and rejects to ``out``.
+
+    Raises:
+        StageError: too few timesteps have landmarks, or calibration and landmarks contradict
+            each other.
+        AssetError: the head model cannot be built.
+    """
+    began = time.monotonic()
+    seen = _read(inputs, params)
+    model = head_model()
+    track = track_head(model, seen.observations, params.settings())
+    rejects = dict(seen.rejects)
+    for index in np.flatnonzero(track.failed):
+        frame = seen.frames[index]
+        rejects[frame] = (
+            f"the head model stays {track.relative[index]:.3f} head lengths from the landmarks, "
+            f"more than {params.max_residual:g}"
+        )
+    kept = np.flatnonzero(~track.failed)
+    head = _Head.of(model, track)
+    head.save_identity(out / "identity.safetensors")
+    head.save_mesh(out / "neutral.ply")
+    write_table(
+        out / "tracking.parquet",
+        schemas.TRACKING,
+        ({**_key(seen.subject, *seen.frames[index]), **head.row(int(index))} for index in kept),
+    )
+    write_table(
+        out / "rejects.parquet",
+        schemas.REJECTS,
+        (
+            {**_key(seen.subject, *frame), "camera": "", "reason": reason}
+            for frame, reason in rejects.items()
+        ),
+    )
+    (out / "preview.jpg").write_bytes(encode_jpeg(_preview(inputs, seen, head, kept), 90))
+    summary = _summary(seen, track, kept, rejects)
+    write_json(out / "summary.json", {**summary, "seconds": round(time.monotonic() - began, 2)})
+
+
+@dataclass(frozen=True)
+class _Seen:
+    """The landmarks as the tracker wants them; ``frames`` are the keys of their timesteps."""
+
+    subject: str
+    observations: Observations
+    frames: list[Frame]
+    rejects: dict[Frame, str]
+    total: int
+
+
+def _read(inputs: Inputs, params: Params) -> _Seen:
+    cameras = [
+        Camera.from_row(row)
+        for row in read_rows(inputs["ingest"] / "cameras.parquet", schemas.CAMERAS)
+        if row["camera"] not in inputs.splits.test_cameras
+    ]
+    place = {camera.name: index for index, camera in enumerate(cameras)}
+    columns = ["sequence", "timestep"]
+    table = read_table(inputs["ingest"] / "frames.parquet", schemas.FRAMES, columns)
+    frames = sorted({(row["sequence"], row["timestep"]) for row in table.to_pylist()})
+    points = np.full((len(frames), len(cameras), LANDMARKS, 2), np.nan)
+    confidence = np.zeros((len(frames), len(cameras)))
+    order = {frame: index for index, frame in enumerate(frames)}
+    for row in read_rows(inputs["landmarks"] / "landmarks.parquet", schemas.LANDMARKS):
+        if row["camera"] in place and row["confidence"] >= params.min_confidence:
+            at = order[row["sequence"], row["timestep"]], place[row["camera"]]
+            pixels = np.asarray(row["points"], float).reshape(-1, 2)
+            points[at] = _undistorted(pixels, cameras[at[1]])
+            confidence[at] = row["confidence"]
+    views = (confidence > 0).sum(1)
+    enough = views >= min(params.min_views, len(cameras))
+    rejects = {
+        frames[index]: f"{views[index]} of {len(cameras)} training cameras show a usable face, "
+        f"fewer than {params.min_views}"
+        for index in np.flatnonzero(~enough)
+    }
+    kept = np.flatnonzero(enough)
+    if not len(kept):
+        raise StageError(
+            f"None of {len(frames)} timesteps has landmarks in at least {params.min_views} of the "
+            f"{len(cameras)} training cameras. Look at the rejects of the landmarks stage."
+        )
+    steps: dict[str, list[int]] = {}
+    for sequence, timestep in frames:
+        steps.setdefault(sequence, []).append(timestep)
+    share = positions(steps)
+    train = np.array([not inputs.splits.is_test_time(f[0], share[f], f[1]) for f in frames])
+    everything = Observations(
+        sequences=tuple(frame[0] for frame in frames),
+        timesteps=tuple(frame[1] for frame in frames),
+        cameras=tuple(cameras),
+        points=points,
+        confidence=confidence,
+        is_train=train,
+    )
+    chosen = [frames[index] for index in kept]
+    return _Seen(inputs.subject, everything.select(kept), chosen, rejects, len(frames))
+
+
+def _undistorted(pixels: NDArray[np.float64], camera: Camera) -> NDArray[np.float64]:
+    if not np.any(camera.distortion):
+        return pixels
+    flat = cv2.undistortPoints(pixels[:, None], camera.K, camera.distortion, P=camera.K)
+    return np.asarray(flat, float).reshape(-1, 2)
+
+
+@dataclass(frozen=True)
+class _Head:
+    """The tracked head: everything that is written about it."""
+
+    model: FaceModel
+    track: Track
+    neutral: torch.Tensor
+    landmarks: torch.Tensor
+    landmark_moves: torch.Tensor
+
+    @staticmethod
+    def of(model: FaceModel, track: Track) -> _Head:
+        identity = torch.from_numpy(track.identity).float()
+        neutral = model.vertices(identity, torch.zeros(len(model.expression_names)))
+        return _Head(
+            model,
+            track,
+            neutral,
+            tracked_points(model, neutral),
+            tracked_points(model, model.expression_basis),
+        )
+
+    def save_identity(self, path: Path) -> None:
+        model = self.model
+        tensors = {
+            "identity": torch.from_numpy(self.track.identity).float(),
+            "neutral_vertices": self.neutral,
+            "expression_basis": model.expression_basis,
+            "faces": model.faces,
+            "landmarks": self.landmarks,
+        }
+        tensors |= {f"region.{name}": mask.byte() for name, mask in model.regions.items()}
+        metadata = {
+            "expression_names": json.dumps(model.expression_names),
+            "scale": repr(float(self.track.scale)),
+            "licence": model.metadata.get("licence", ""),
+        }
+        save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, path, metadata)
+
+    def save_mesh(self, path: Path) -> None:
+        """The neutral head in head space, coloured by region."""
+        colours = np.full((len(self.neutral), 3), 200, np.uint8)
+        tints = {"lips": (190, 90, 90), "eyes": (250, 250, 250), "scalp": (110, 100, 95)}
+        for name, tint in tints.items():
+            colours[self.model.regions[name].numpy()] = tint
+        kinds = [(axis, "f4") for axis in "xyz"] + [(c, "u1") for c in ("red", "green", "blue")]
+        vertices = np.empty(len(colours), dtype=kinds)
+        for axis, values in zip("xyz", self.neutral.numpy().T, strict=True):
+            vertices[axis] = values
+        for name, values in zip(("red", "green", "blue"), colours.T, strict=True):
+            vertices[name] = values
+        faces = np.empty(len(self.model.faces), dtype=[("vertex_indices", "i4", (3,))])
+        faces["vertex_indices"] = self.model.faces.numpy()
+        elements = [PlyElement.describe(vertices, "vertex"), PlyElement.describe(faces, "face")]
+        PlyData(elements).write(str(path))
+
+    def row(self, index: int) -> dict[str, Any]:
+        track = self.track
+        expression = torch.from_numpy(track.expression[index]).float()
+        moved = self.landmarks + torch.tensordot(expression, self.landmark_moves, dims=1)
+        views = track.residual[index][np.isfinite(track.residual[index])]
+        return {
+            "rotation": track.rotation[index],
+            "translation": track.translation[index],
+            "scale": track.scale,
+            "expression": expression.numpy(),
+            "landmarks": moved.numpy().ravel(),
+            "residual": float(np.sqrt((views**2).mean())),
+        }
+
+    def world(self, index: int) -> NDArray[np.float64]:
+        """[V, 3] metres."""
+        expression = torch.from_numpy(self.track.expression[index]).float()
+        vertices = self.neutral + torch.tensordot(expression, self.model.expression_basis, dims=1)
+        pose = HeadPose(self.track.rotation[index], self.track.translation[index], self.track.scale)
+        return pose.to_world(vertices.numpy())
+
+
+def _preview(inputs: Inputs, seen: _Seen, head: _Head, kept: NDArray[np.int64]) -> Image:
+    cameras = _even(sorted(camera.name for camera in seen.observations.cameras), _PREVIEW_CAMERAS)
+    chosen = {seen.frames[i]: int(i) for i in _even(kept.tolist(), _PREVIEW_TIMESTEPS)}
+    place = {camera.name: i for i, camera in enumerate(seen.observations.cameras)}
+    rows: dict[str, dict[str, Image]] = {}
+    for row in _images(inputs, set(chosen), set(cameras)):
+        index = chosen[row["sequence"], row["timestep"]]
+        view = place[row["camera"]]
+        points = seen.observations.points[index, view]
+        picture = draw_overlay(
+            decode_image(row["image"]),
+            seen.observations.cameras[view],
+            head.model,
+            head.world(index),
+            points if np.isfinite(points).any() else None,
+        )
+        label = f"{row['sequence']} {row['timestep']}"
+        rows.setdefault(label, {})[row["camera"]] = picture
+    return contact_sheet(rows, cameras, _PREVIEW_SIDE)
+
+
+def _images(inputs: Inputs, frames: set[Frame], cameras: set[str]) -> Iterator[dict[str, Any]]:
+    columns = ["sequence", "timestep", "camera", "image"]
+    for row in read_rows(inputs["ingest"] / "frames.parquet", schemas.FRAMES, columns):
+        if (row["sequence"], row["timestep"]) in frames and row["camera"] in cameras:
+            yield row
+
+
+def _even(items: list[Any], most: int) -> list[Any]:
+    """Up to ``most`` of the items, evenly spread, the first and the last among them."""
+    if len(items) <= most:
+        return items
+    return [items[round(i * (len(items) - 1) / (most - 1))] for i in range(most)]
+
+
+def _summary(
+    seen: _Seen, track: Track, kept: NDArray[np.int64], rejects: dict[Frame, str]
+) -> dict[str, Any]:
+    residual = track.residual[kept]
+    pixels = residual[np.isfinite(residual)]
+    relative = track.relative[kept]
+    cameras = {}
+    for index, camera in enumerate(seen.observations.cameras):
+        own = residual[:, index][np.isfinite(residual[:, index])]
+        if len(own):
+            cameras[camera.name] = {"views": len(own), "residual_px": _rounded(own.mean())}
+    warnings = []
+    if float(np.median(relative)) > _LARGE_RESIDUAL:
+        warnings.append(
+            f"The fit stays {np.median(relative):.3f} head lengths from the landmarks, much for "
+            "one face: a beard or glasses, more than one person, or an inexact calibration."
+        )
+    if len(rejects) > 0.1 * seen.total:
+        warnings.append(f"{len(rejects)} of {seen.total} timesteps were set aside; see rejects.")
+    typical = float(np.median(pixels))
+    for name, facts in cameras.items():
+        if facts["residual_px"] > 2.5 * typical and facts["views"] > 3:
+            warnings.append(
+                f"Camera {name} fits {facts['residual_px'] / typical:.1f} times worse than the "
+                "others; check its calibration."
+            )
+    if len(seen.observations.cameras) == 1:
+        warnings.append("One camera only: the head's size is that of the mean person.")
+    return {
+        "timesteps": seen.total,
+        "tracked": len(kept),
+        "rejected": len(rejects),
+        "residual_px": {
+            "mean": _rounded(pixels.mean()),
+            "p95": _rounded(np.percentile(pixels, 95)),
+        },
+        "residual_head_lengths": _rounded(np.median(relative)),
+        "head_length_m": _rounded(track.scale),
+        "identity_rms": _rounded(np.sqrt((track.identity**2).mean())),
+        "cameras": cameras,
+        "warnings": warnings,
+    }
+
+
+def _rounded(value: Any) -> float:
+    return round(float(value), 4)
+
+
+def _key(subject: str, sequence: str, timestep: int) -> dict[str, Any]:
+    return {"subject": subject, "sequence": sequence, "timestep": timestep}
