@@ -39,7 +39,8 @@ class Stage:
         vertices, faces, kinds: smooth surfaces [n, 3], [m, 3] and the shader of each face [m].
         corners: [m, 3, ATTRIBUTES] attributes of each face's corners.
         eye_centres: [2, 3] world, left and right; eye_rotations [3, 3] world to eye axes at rest.
-        strands, strand_width, strand_colour, strand_light, strand_key: the hair, see Hair.
+        strands, strand_out, strand_width, strand_colour, strand_light, strand_key: the hair, its
+            directions away from the head, its light and visibility from the key light.
     """
 
     model_vertices: Floats
@@ -48,6 +49,7 @@ class Stage:
     kinds: Ints
     corners: Floats
     strands: Floats
+    strand_out: Floats
     strand_width: Floats
     strand_colour: Floats
     strand_light: Floats
@@ -67,13 +69,15 @@ class Actor:
         self.albedo = skin.paint(model, person)
         smooth = shapes.subdivide(faces, len(self.mean))
         self.smooth = smooth.matrix.astype(np.float32)
-        self.face_kinds = self._kinds(faces)
         rng = np.random.default_rng([person.seed, 4])
         self.shirt = shapes.shirt(self.neutral[self.regions["neck"]], rng)
         count = self.smooth.shape[0]
-        self.faces = np.concatenate([smooth.faces, self.shirt.faces + count])
+        hidden = (smooth.matrix @ self.neutral)[:, 1] < self.shirt.collar - 0.11
+        hidden &= (smooth.matrix @ self.regions["neck"].astype(float)) > 0.99
+        shown = ~hidden[smooth.faces].all(1)  # the rest of the neck is under the shirt
+        self.faces = np.concatenate([smooth.faces[shown], self.shirt.faces + count])
         self.kinds = np.concatenate(
-            [np.repeat(self.face_kinds, 4), np.full(len(self.shirt.faces), CLOTH)]
+            [np.repeat(self._kinds(faces), 4)[shown], np.full(len(self.shirt.faces), CLOTH)]
         )
         total = count + len(self.shirt.vertices)
         self.incidence = shapes.face_incidence(self.faces, total)
@@ -82,6 +86,16 @@ class Actor:
             np.float32
         )
         self.tint, self.tinted = self._tints(total, count)
+        # Light scattered inside of an open mouth, which shadow maps do not know of.
+        glow = 0.09 * self.regions["mouth_interior"] + 0.34 * self.regions["teeth"]
+        glow = glow + 0.20 * self.regions["tongue"]
+        glow *= 0.15 + 0.85 * np.clip((self.mean[:, 2] - 0.33) / 0.09, 0, 1) ** 1.5  # dark inside
+        inside = self.smooth @ (glow > 0).astype(np.float32) > 0.3
+        glow = self.smooth @ glow.astype(np.float32)
+        warm = np.array([1.0, 0.86, 0.82], np.float32)
+        self.glow = np.concatenate([glow, np.zeros(total - count, np.float32)])[:, None] * warm
+        self.bias = np.full(total, 0.006, np.float32)
+        self.bias[:count][inside] = 0.002
         biting = faces[self.regions["teeth"][faces].all(1)]
         used, local = np.unique(biting, return_inverse=True)
         self.arch = features.Arch(self.mean[used], local.reshape(-1, 3))
@@ -89,7 +103,10 @@ class Actor:
             [self.regions[n] for n in ("ears", "eyes", "mouth_interior", "tongue", "teeth",
                                        "eye_sockets", "neck")], axis=0)  # fmt: skip
         carries &= self.regions["scalp"] | self.regions["face"]
-        self.hair = hair.grow(person, self.neutral, self.mean, faces, carries)
+        solid = carries | self.regions["ears"] | (self.regions["neck"] & (self.mean[:, 1] > -0.55))
+        self.hair = hair.grow(person, self.neutral, self.mean, faces, carries, solid)
+        upper, lower = self._lash_lines()
+        self.lashes = hair.Lashes.of(person, self.mean, faces, upper, lower)
         neck = self.neutral[self.regions["neck"]]
         self.neck_low, self.neck_high = neck[:, 1].min() + 0.10, self.anatomy.chin[1] + 0.06
         self.follow = np.clip(
@@ -126,12 +143,29 @@ class Actor:
         put(regions["ears"], person.skin * [1.0, 0.80, 0.78], 0.5)
         put(regions["eye_sockets"], np.array([0.30, 0.13, 0.11]) * (0.6 + person.skin), 0.9)
         put(regions["mouth_interior"], np.array([0.22, 0.045, 0.04]), 1.0)
-        put(regions["lips"], person.lips, 0.85)
+        upper, lower = self._lash_lines()
+        lash = 0.25 * person.hair + np.array([0.012, 0.009, 0.008])
+        put(upper, lash, 0.92 if person.sex == "woman" else 0.75)
+        put(lower, 0.5 * lash + 0.35 * person.skin * [1.0, 0.75, 0.72], 0.6)
         put(regions["tongue"], np.array([0.42, 0.13, 0.12]), 1.0)
         colour = np.concatenate([self.smooth @ colour, np.zeros((total - count, 3))])
         cover = np.concatenate([self.smooth @ cover, np.ones(total - count)])
         colour[count:] = self.shirt.shade[:, None] * person.shirt
         return colour.astype(np.float32), cover.astype(np.float32)
+
+    def _lash_lines(self) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
+        """[V] rims of the upper and of the lower lids, where the skin turns in to the socket."""
+        faces, sockets = self.model.faces.numpy(), self.regions["eye_sockets"]
+        rim = np.zeros(len(self.mean), bool)
+        rim[faces[sockets[faces].any(1)]] = True
+        rim &= self.regions["eyelids"]
+        upper = np.zeros_like(rim)
+        for side in (1, -1):
+            ours = rim & (side * self.mean[:, 0] > 0)
+            x, y = np.abs(self.mean[:, 0]), self.mean[:, 1]
+            ends = [np.flatnonzero(ours)[x[ours].argmin()], np.flatnonzero(ours)[x[ours].argmax()]]
+            upper |= ours & (y > np.interp(x, x[ends], y[ends]) + 0.002)
+        return upper, rim & ~upper
 
     def stage(self, expression: Floats, pose: HeadPose, rest: HeadPose) -> Stage:
         """The person at one timestep.
@@ -150,6 +184,7 @@ class Actor:
         ).astype(np.float32)
         normals = shapes.vertex_normals(surface, self.incidence, self.faces).astype(np.float32)
         strands = pose.to_world(self.hair.points).astype(np.float32)
+        fringe = self.lashes.posed(world, self.regions["eyes"], pose.scale)
         out = (self.hair.normals @ pose.matrix.T.astype(np.float32)).astype(np.float32)
         width = self.hair.width * np.float32(pose.scale)
 
@@ -168,14 +203,14 @@ class Actor:
         sampled = strands[:, knots].reshape(-1, 3)
         points = np.concatenate([surface, sampled])
         ours = len(surface)
-        bias = np.full(len(points), 0.006, np.float32)
-        bias[ours:] = 0.018
+        bias = np.concatenate([self.bias, np.full(len(sampled), 0.018, np.float32)])
         wrap = np.concatenate([self.wrap, np.full((len(sampled), 3), 0.35, np.float32)])
         irradiance, key = light.illuminate(
             self.lamps, points, np.concatenate([normals, out[:, knots].reshape(-1, 3)]), wrap, bias,
             blockers, blocker_faces, rest.to_world(np.array([0.0, -0.05, 0.0])),
         )  # fmt: skip
         lit, key_lit = irradiance[:ours], key[:ours, None]
+        lit = lit + self.glow
         for _ in range(2):
             lit, key_lit = self.average @ lit, self.average @ key_lit
         corners = np.empty((len(surface), ATTRIBUTES), np.float32)
@@ -187,17 +222,20 @@ class Actor:
         )
         strand_light = _spread(irradiance[ours:].reshape(-1, len(knots), 3))
         deep = (0.35 + 0.65 * self.hair.depth)[..., None]
+        dim = np.full((len(fringe), hair.POINTS, 3), 0.35, np.float32)
+        strand_key = _spread(key[ours:].reshape(-1, len(knots), 1))[..., 0] * deep[..., 0]
         return Stage(
             model_vertices=world,
             vertices=surface,
             faces=self.faces,
             kinds=self.kinds,
             corners=corners[self.faces],
-            strands=strands,
-            strand_width=width,
-            strand_colour=self.hair.colour,
-            strand_light=(strand_light * deep).astype(np.float32),
-            strand_key=_spread(key[ours:].reshape(-1, len(knots), 1))[..., 0] * deep[..., 0],
+            strands=np.concatenate([strands, fringe]),
+            strand_out=np.concatenate([out, np.zeros_like(fringe)]),
+            strand_width=np.concatenate([width, self.lashes.width * np.float32(pose.scale)]),
+            strand_colour=np.concatenate([self.hair.colour, self.lashes.colour]),
+            strand_light=np.concatenate([strand_light * deep, dim]).astype(np.float32),
+            strand_key=np.concatenate([strand_key, 0 * dim[..., 0]]).astype(np.float32),
         )
 
 

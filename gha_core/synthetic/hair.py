@@ -16,6 +16,7 @@ from gha_core.synthetic.skin import AXIS_Z, hairline
 
 Floats = NDArray[np.floating]
 POINTS = 9  # per strand
+SUBSTEPS = 3  # of growth between two points
 
 
 @dataclass(frozen=True)
@@ -42,12 +43,14 @@ class Style:
 
 
 STYLES = {
-    "crop": Style(0.085, 0.045, 0.55, 0.045, 0.0, "forward", width=0.0065, count=7000),
-    "side": Style(0.30, 0.075, 0.40, 0.075, 0.12, "side", part=0.13, wave=0.006),
-    "back": Style(0.34, 0.09, 0.35, 0.070, 0.05, "back", wave=0.005),
-    "bob": Style(0.95, 0.85, 0.22, 0.085, 0.55, "down", part=0.06, wave=0.010, width=0.010),
-    "long": Style(1.35, 1.20, 0.22, 0.085, 0.55, "down", part=0.0, wave=0.016, width=0.010),
-    "bun": Style(0.55, 0.50, 0.10, 0.035, 0.0, "bun", wave=0.003),
+    "crop": Style(0.10, 0.045, 0.7, 0.050, 0.0, "forward", width=0.0075, count=5600),
+    "side": Style(0.36, 0.075, 0.9, 0.085, 0.05, "side", part=0.12, wave=0.006),
+    "back": Style(0.40, 0.10, 0.7, 0.075, 0.05, "back", wave=0.005),
+    "bob": Style(
+        0.84, 0.66, 0.25, 0.075, 1.3, "down", part=0.06, wave=0.008, width=0.011, count=4200
+    ),
+    "long": Style(1.15, 1.00, 0.25, 0.070, 1.4, "down", wave=0.018, width=0.011, count=4200),
+    "bun": Style(0.60, 0.60, 0.15, 0.035, 0.0, "bun", wave=0.002),
 }
 BUN = np.array([0.0, 0.43, -0.42])
 
@@ -120,6 +123,7 @@ def grow(
     mean: Floats,
     faces: NDArray[np.int64],
     skin: NDArray[np.bool_],
+    solid: NDArray[np.bool_],
 ) -> Hair:
     """The hair of ``person``.
 
@@ -127,11 +131,12 @@ def grow(
         vertices, mean: [V, 3] neutral head of the person and of the mean head (which says where
             hair grows), head space.
         skin: [V] vertices of the skin that may carry hair (no ears, eyes, mouth).
+        solid: [V] vertices that hair does not pass through.
     """
     rng = np.random.default_rng([person.seed, 3])
     style = STYLES[person.hair_style]
     roots, canonical, normals = _roots(vertices, mean, faces, skin, style, rng)
-    skull = Skull(vertices[skin])
+    skull = Skull(vertices[solid])
     count = len(roots)
     height = canonical[:, 1]
     top = np.clip((height - 0.18) / 0.22, 0, 1)
@@ -140,38 +145,35 @@ def grow(
         length *= np.interp(height, [-0.3, 0.0, 0.2], [0.35, 0.6, 1.0])
     depth = rng.beta(1.6, 1.2, count)
     layer = style.volume * depth * np.clip(length / (0.6 * style.volume), 0.25, 1)
-    points = np.zeros((count, POINTS, 3))
-    points[:, 0] = roots
-    direction = _combed(style, roots, normals)
-    heading = direction + style.lift * normals + rng.normal(0, 0.10, (count, 3))
-    heading /= np.linalg.norm(heading, axis=1, keepdims=True)
-    step = (length / (POINTS - 1))[:, None]
-    phase, waves = rng.uniform(0, 2 * np.pi, count), rng.uniform(1.2, 2.2, count)
-    for k in range(1, POINTS):
-        t = k / (POINTS - 1)
-        here, out = skull.push_out(points[:, k - 1], 0.0)
-        flow = _combed(style, here, out)
-        heading = heading + 0.45 * flow + style.gravity * t * np.array([0, -1.0, 0])
-        heading = heading / np.linalg.norm(heading, axis=1, keepdims=True)
-        moved = points[:, k - 1] + step * heading
-        allowed = (layer * min(1.0, 0.35 + 2.2 * t))[:, None]
-        pushed, _ = skull.push_out(moved, allowed)
-        # hair hanging below the jaw is not held out by the neck's radius
-        points[:, k] = pushed
-        heading = points[:, k] - points[:, k - 1]
-        heading /= np.maximum(np.linalg.norm(heading, axis=1, keepdims=True), 1e-9)
+    path = np.zeros((count, (POINTS - 1) * SUBSTEPS + 1, 3))
+    path[:, 0] = roots
+    heading = _combed(style, roots, normals) + style.lift * normals
+    heading = _unit(heading + rng.normal(0, 0.10, (count, 3)))
+    step = (length / (path.shape[1] - 1))[:, None]
+    down = style.gravity * np.array([0, -1.0, 0])
+    for k in range(1, path.shape[1]):
+        t = k / (path.shape[1] - 1)
+        here, out = skull.push_out(path[:, k - 1], np.zeros((count, 1)))
+        heading = _unit(0.8 * heading + 0.35 * (_combed(style, here, out) + min(1, 2 * t) * down))
+        allowed = (layer * min(1.0, 0.3 + 2.5 * t))[:, None]
+        path[:, k], _ = skull.push_out(path[:, k - 1] + step * heading, allowed)
+        heading = _unit(path[:, k] - path[:, k - 1])
+    points = path[:, ::SUBSTEPS].copy()
     t = np.linspace(0, 1, POINTS)[None, :]
     if style.wave:
+        # neighbouring strands swing together: locks, not frizz
+        phase = 3.0 * np.sin(roots @ rng.normal(0, 9, 3)) + rng.normal(0, 0.5, count)
+        waves = 1.6 + 0.3 * np.sin(roots @ rng.normal(0, 9, 3))
         side = np.cross(np.gradient(points, axis=1), [0, 0.0, 1.0])
         side /= np.maximum(np.linalg.norm(side, axis=2, keepdims=True), 1e-9)
-        swing = np.sin(2 * np.pi * waves[:, None] * t + phase[:, None] * 0.25)
+        swing = np.sin(2 * np.pi * waves[:, None] * t + phase[:, None])
         points += (style.wave * t * swing)[..., None] * side
     if style.comb == "bun":
         bun = _bun(rng, 900)
         points = np.concatenate([points, bun])
         depth = np.concatenate([depth, rng.uniform(0.5, 1, len(bun))])
         count = len(points)
-    _, outward = skull.push_out(points, 0.0)
+    _, outward = skull.push_out(points, np.zeros((*points.shape[:2], 1)))
     if style.comb == "bun":
         outward[-900:] = _unit(points[-900:] - BUN)
     return Hair(
@@ -227,7 +229,9 @@ def _combed(style: Style, points: Floats, normals: Floats) -> Floats:
     elif style.comb == "down":
         sides = np.tanh((x - style.part) / 0.03)
         on_top = np.clip((y - 0.30) / 0.2, 0, 1)
-        flow = np.stack([sides * (0.25 + on_top), -1.0 + 0.5 * on_top, -0.28 + 0 * x], 1)
+        flow = np.stack(
+            [sides * (0.25 + 1.2 * on_top), -1.0 + 0.6 * on_top, -0.3 - 0.5 * on_top], 1
+        )
     else:
         flow = _unit(BUN - points) * [0.8, 1.0, 1.2]
     flow = flow - (flow * normals).sum(1, keepdims=True) * normals
@@ -259,3 +263,75 @@ def _colour(person: Person, points: Floats, t: Floats, rng: np.random.Generator)
     grey = (rng.random((count, 1)) < 0.02) * 0.10 * (person.hair.mean() < 0.1)
     colour = np.clip(shade, 0.55, 1.6)[:, None] * warm * person.hair + grey
     return colour[:, None, :] * (0.80 + 0.35 * t)[..., None]
+
+
+@dataclass(frozen=True)
+class Lashes:
+    """Eyelashes: strands that ride on the rims of the lids.
+
+    Attributes:
+        edges: [S, 2] vertices between which a lash sits, ``along`` [S, 1] where.
+        side: [S] 0 for the left eye, 1 for the right. turn: [S, 2] how far a lash leans outwards
+            and up. length: [S, 1] head units. colour [S, POINTS, 3], width [S, POINTS]: as in Hair.
+    """
+
+    edges: NDArray[np.int64]
+    along: Floats
+    side: NDArray[np.int64]
+    turn: Floats
+    length: Floats
+    colour: Floats
+    width: Floats
+
+    @staticmethod
+    def of(
+        person: Person, mean: Floats, faces: NDArray[np.int64], upper: NDArray[np.bool_],
+        lower: NDArray[np.bool_],
+    ) -> Lashes:  # fmt: skip
+        """Lashes on the edges between vertices [V] of the ``upper`` and of the ``lower`` rims."""
+        rng = np.random.default_rng([person.seed, 6])
+        pairs = np.unique(np.sort(faces[:, [[0, 1], [1, 2], [2, 0]]].reshape(-1, 2), 1), axis=0)
+        woman = person.sex == "woman"
+        chosen, lengths, lifts = [], [], []
+        for rim, count, length, lift in (
+            (upper, 130, 0.040 if woman else 0.030, 0.55),
+            (lower, 50, 0.016, -0.5),
+        ):
+            edges = pairs[rim[pairs].all(1)]
+            extent = np.linalg.norm(mean[edges[:, 0]] - mean[edges[:, 1]], axis=1)
+            chosen.append(edges[rng.choice(len(edges), count, p=extent / extent.sum())])
+            lengths.append(length * rng.uniform(0.7, 1.1, count))
+            lifts.append(lift + rng.normal(0, 0.12, count))
+        edges = np.concatenate(chosen)
+        count = len(edges)
+        t = np.linspace(0, 1, POINTS)
+        return Lashes(
+            edges=edges,
+            along=rng.random((count, 1)),
+            side=(mean[edges[:, 0], 0] < 0).astype(np.int64),
+            turn=np.stack([rng.normal(0.25, 0.12, count), np.concatenate(lifts)], 1),
+            length=np.concatenate(lengths)[:, None],
+            colour=np.tile((0.25 * person.hair + 0.006).astype(np.float32), (count, POINTS, 1)),
+            width=np.tile((0.0042 * (1 - 0.8 * t)).astype(np.float32), (count, 1)),
+        )
+
+    def posed(self, world: Floats, eyes: NDArray[np.bool_], scale: float) -> Floats:
+        """[S, POINTS, 3] strands in the world, on the posed face model ``world`` [V, 3].
+
+        Args:
+            eyes: [V] vertices of the balls; the first half is the left one's.
+        """
+        balls = world[eyes]
+        halves = [balls[: len(balls) // 2], balls[len(balls) // 2 :]]
+        centres = np.stack([half.mean(0) for half in halves])
+        root = world[self.edges[:, 0]] * (1 - self.along) + world[self.edges[:, 1]] * self.along
+        ahead = _unit(root - centres[self.side])
+        # across the face, away from the nose, and up: the frame of the two eyes
+        across = _unit(centres[0] - centres[1])
+        outwards = np.where(self.side[:, None] == 0, across, -across)
+        up = _unit(np.cross(ahead, across))
+        up = np.where((up[:, 1:2] < 0), -up, up)
+        t = np.linspace(0, 1, POINTS)[None, :, None]
+        lean = self.turn[:, None, :1] * outwards[:, None] + self.turn[:, None, 1:] * t * up[:, None]
+        strand = t * (ahead[:, None] + lean)
+        return (root[:, None] + scale * self.length[:, None] * strand).astype(np.float32)

@@ -83,9 +83,9 @@ def draw_person(seed: int, model: FaceModel, sex_direction: Array) -> Person:
     """
     rng = np.random.default_rng([seed, 1])
     sex = "woman" if rng.random() < 0.5 else "man"
-    identity = np.clip(rng.normal(0, 0.7, len(model.identity_basis)), -1.6, 1.6)
+    identity = np.clip(rng.normal(0, 0.65, len(model.identity_basis)), -1.5, 1.5)
     along = sex_direction / np.linalg.norm(sex_direction)
-    wanted = np.linalg.norm(sex_direction) * (0.45 if sex == "woman" else -0.45)
+    wanted = np.linalg.norm(sex_direction) * (0.8 if sex == "woman" else -0.6)
     identity += (wanted - identity @ along) * along
     tone = float(rng.beta(1.1, 1.6))
     steps = np.arange(len(SKIN_TONES)) / (len(SKIN_TONES) - 1)

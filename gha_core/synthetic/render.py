@@ -31,11 +31,15 @@ class Picture:
 def render(actor: Actor, stage: Stage, camera: Camera, lights: list[Light]) -> Picture:
     big = camera.resized(camera.width * SUPERSAMPLING, camera.height * SUPERSAMPLING)
     eye = camera.centre.astype(np.float32)
-    strands, strand_faces = parts.ribbons(
-        stage.strands, stage.strand_width, (eye - stage.strands).astype(np.float32)
-    )
+    towards = (eye - stage.strands).astype(np.float32)
+    strands, strand_faces = parts.ribbons(stage.strands, stage.strand_width, towards)
+    # What faces away is hidden by the front (hair: well away, as the silhouette is fringed).
+    front = np.flatnonzero(_facing(stage, eye))
+    distance = np.sqrt((towards * towards).sum(-1))
+    outside = (stage.strand_out * towards).sum(-1) > -0.45 * distance
+    strand_faces = strand_faces[np.repeat((outside[:, 1:] | outside[:, :-1]).ravel(), 2)]
     vertices = np.concatenate([stage.vertices, strands])
-    faces = np.concatenate([stage.faces, strand_faces + len(stage.vertices)])
+    faces = np.concatenate([stage.faces[front], strand_faces + len(stage.vertices)])
     seen = rasterize(
         torch.from_numpy(vertices), torch.from_numpy(faces), big.K, big.w2c, big.width, big.height
     )
@@ -43,14 +47,14 @@ def render(actor: Actor, stage: Stage, camera: Camera, lights: list[Light]) -> P
     weights = seen.barycentric.numpy().reshape(-1, 3)
     colour = np.zeros((index.size, 3), np.float32)
 
-    surfaces = len(stage.faces)
+    surfaces = len(front)
     is_hair = np.flatnonzero(index >= surfaces)
     if is_hair.size:
         shaded = np.repeat(_hair(stage, eye, lights).reshape(-1, 3), 2, axis=0)
         corners = shaded[strand_faces[index[is_hair] - surfaces]]
         colour[is_hair] = np.einsum("nk,nkc->nc", weights[is_hair], corners)
     solid = np.flatnonzero((index >= 0) & (index < surfaces))
-    face = index[solid]
+    face = front[index[solid]]
     values = np.einsum("nk,nka->na", weights[solid], stage.corners[face])
     points = np.einsum("nk,nkc->nc", weights[solid], stage.vertices[stage.faces[face]])
     view = eye - points
@@ -75,6 +79,13 @@ def render(actor: Actor, stage: Stage, camera: Camera, lights: list[Light]) -> P
     )
 
 
+def _facing(stage: Stage, eye: Floats) -> NDArray[np.bool_]:
+    """[m] whether a face shows its outside to the camera at ``eye``."""
+    corner = stage.vertices[stage.faces]
+    across = np.cross(corner[:, 1] - corner[:, 0], corner[:, 2] - corner[:, 0])
+    return np.asarray(((eye - corner[:, 0]) * across).sum(1) > 0)
+
+
 def _highlight(
     normal: Floats, view: Floats, lights: list[Light], power: float, key: Floats
 ) -> Floats:
@@ -94,16 +105,16 @@ def _skin(
     actor: Actor, values: Floats, normal: Floats, view: Floats, lights: list[Light]
 ) -> Floats:
     column, row = skin.texel(values[:, parts.PLACE])
-    painted = _look_up(actor.albedo, column, row)
-    cover = values[:, parts.TINTED, None]
+    found = _look_up(actor.albedo, column, row)
+    painted, cover = found[:, :3], values[:, parts.TINTED, None]
     albedo = painted + cover * (values[:, parts.TINT] - painted)
     facing = np.clip((normal * view).sum(1), 0, 1)
-    fresnel = 0.035 + 0.30 * (1 - facing) ** 5
-    wet = 1 + 1.6 * np.clip(values[:, parts.TINTED] - 0.5, 0, 1)  # lips and lid rims shine more
-    broad = _highlight(normal, view, lights, 18.0, values[:, parts.KEY])
-    tight = _highlight(normal, view, lights, 70.0, values[:, parts.KEY])
-    gloss = (fresnel * wet)[:, None] * (1.3 * broad + 1.1 * tight)
-    return albedo * values[:, parts.LIGHT] + gloss
+    fresnel = 0.032 + 0.30 * (1 - facing) ** 5
+    wet = found[:, 3] * (1 - cover[:, 0])
+    broad = _highlight(normal, view, lights, 16.0, values[:, parts.KEY])
+    tight = _highlight(normal, view, lights, 90.0, values[:, parts.KEY])
+    gloss = fresnel[:, None] * (1.2 * broad + (0.5 + 3.0 * wet)[:, None] * tight)
+    return albedo * values[:, parts.LIGHT] + gloss * (1 - 0.8 * cover)
 
 
 def _cloth(
@@ -156,7 +167,7 @@ def _hair(stage: Stage, eye: Floats, lights: list[Light]) -> Floats:
 
 
 def _look_up(texture: Floats, column: Floats, row: Floats) -> Floats:
-    """Bilinear [n, 3] at texels; cv2 wants maps narrower than 32768."""
+    """Bilinear [n, C] at texels; cv2 wants maps narrower than 32768."""
     count = len(column)
     wide = 4096
     rows = -(-count // wide)
@@ -164,4 +175,4 @@ def _look_up(texture: Floats, column: Floats, row: Floats) -> Floats:
     maps[0, :count], maps[1, :count] = column, row
     x, y = maps.reshape(2, rows, wide)
     found = cv2.remap(texture, x, y, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE)
-    return found.reshape(-1, 3)[:count]
+    return found.reshape(-1, texture.shape[2])[:count]

@@ -134,11 +134,13 @@ def sex_direction(model: FaceModel) -> NDArray[np.float64]:
 
 @dataclass(frozen=True)
 class Shirt:
-    """A T-shirt in head space of the resting head: vertices [n, 3], faces, and shading [n]."""
+    """A T-shirt in head space of the resting head: vertices [n, 3], faces, shade [n], and the
+    height of the ``collar``, below which it hides the neck."""
 
     vertices: Floats
     faces: Ints
     shade: Floats
+    collar: float
 
 
 def shirt(neck: Floats, rng: np.random.Generator, rings: int = 40, spokes: int = 96) -> Shirt:
@@ -147,51 +149,49 @@ def shirt(neck: Floats, rng: np.random.Generator, rings: int = 40, spokes: int =
     Args:
         neck: [n, 3] vertices of the resting neck, head space.
     """
-    low = neck[:, 1].min()
-    base = neck[neck[:, 1] > low + 0.10]
-    base = base[base[:, 1] < low + 0.20]
-    centre = np.array([0.0, (base[:, 2].min() + base[:, 2].max()) / 2])
-    half = np.array([np.percentile(np.abs(base[:, 0]), 97), np.ptp(base[:, 2]) / 2])
+    collar = float(neck[:, 1].min() + 0.27)
+    ring = neck[np.abs(neck[:, 1] - collar) < 0.05]
+    centre = np.array([0.0, (ring[:, 2].min() + ring[:, 2].max()) / 2])
     angle = np.linspace(0, 2 * np.pi, spokes, endpoint=False)
     around = np.stack([np.cos(angle), np.sin(angle)], 1)
-    # profile: distance from the collar outwards (0..1) -> how far out and how far down
-    t = np.linspace(0, 1, rings)
-    points = []
-    front = np.clip(around[:, 1], 0, 1)
-    for step in t:
-        rounded = np.sqrt(np.clip(step, 0, 1))
-        out_x = half[0] * 1.02 + 0.92 * step
-        out_z = half[1] * 1.02 + 0.26 * rounded
-        drop = 0.26 * step**1.3 + 0.75 * np.clip(step - 0.7, 0, 1) ** 2 * 3
-        # chest and back fall faster than the shoulders, and the collar dips in front
-        fall = drop * (0.55 + 1.35 * np.abs(around[:, 1]) ** 1.2)
-        y = low + 0.15 - 0.035 * front - fall
-        points.append(
-            np.stack([out_x * around[:, 0], y, centre[1] + out_z * around[:, 1] - 0.02], 1)
-        )
-    lip = points[0].copy()  # the rib of the collar stands up a little
-    lip[:, 1] += 0.028
-    lip[:, [0, 2]] = lip[:, [0, 2]] * 0.985 + np.array([0, centre[1] - 0.02]) * 0.015
-    points.insert(0, lip)
-    inside = lip * [0.97, 1, 1] - [0, 0.02, 0]
-    inside[:, 2] = (lip[:, 2] - centre[1]) * 0.97 + centre[1]
-    points.insert(0, inside)
-    grid = np.stack(points)
-    count = len(grid)
-    fold = np.zeros(grid.shape[:2])
-    for _ in range(6):
-        waves, phase = rng.integers(2, 9), rng.uniform(0, 2 * np.pi)
-        ramp = np.linspace(0, 1, count)[:, None] * rng.uniform(1, 4)
-        fold += np.sin(waves * angle[None] + phase + ramp * 2)
-    grid[:, :, 1] += 0.006 * fold * np.linspace(0, 1, count)[:, None]
+    # the neck's outline at the collar, by direction
+    away = ring[:, [0, 2]] - centre
+    towards = np.arctan2(away[:, 1], away[:, 0])
+    apart = np.abs((angle[:, None] - towards + np.pi) % (2 * np.pi) - np.pi)
+    reach = np.where(apart < 0.35, np.linalg.norm(away, axis=1), 0).max(1)
+    reach = np.real(np.fft.ifft(np.fft.fft(reach) * (np.abs(np.fft.fftfreq(spokes)) < 0.05)))
+    reach = reach + 0.020
+    front, sides = np.clip(around[:, 1], 0, 1), np.abs(around[:, 0])
+    rows = [(-0.02, 0.0, 0.97), (0.03, 0.0, 0.99), (0.03, 0.0, 1.03), (0.0, 0.012, 1.03)]
+    grid = []
+    for up, out, factor in rows:  # the rib: inside, upper edge, outside
+        radius = reach * factor + out
+        y = collar + up - 0.05 * front**2
+        grid.append(np.stack([radius * around[:, 0], y, centre[1] + radius * around[:, 1]], 1))
+    for t in np.linspace(0, 1, rings)[1:]:
+        # shoulders slope by a quarter and round off; chest and back fall away steeply
+        wide, deep = 0.95 * t, 0.36 * t**0.6
+        drop = sides**1.5 * (0.22 * t + 0.9 * np.clip(t - 0.62, 0, 1) ** 1.6)
+        drop = drop + (1 - sides**1.5) * (0.10 * t + 1.15 * t**1.7)
+        x = (reach * 1.03 + 0.012 + wide) * around[:, 0]
+        z = (reach * 1.03 + 0.012 + deep) * around[:, 1] - 0.06 * t
+        y = collar - 0.05 * front**2 * (1 - t) - drop
+        grid.append(np.stack([x, y, centre[1] + z], 1))
+    points = np.stack(grid)
+    count = len(points)
+    fold, t = np.zeros(points.shape[:2]), np.linspace(0, 1, count)[:, None]
+    for _ in range(7):
+        waves, phase, twist = rng.integers(2, 9), rng.uniform(0, 2 * np.pi), rng.uniform(2, 7)
+        fold += np.sin(waves * angle[None] + phase + twist * t)
+    points[..., 1] += 0.006 * fold * np.clip(3 * t - 0.3, 0, 1)
     index = np.arange(count * spokes).reshape(count, spokes)
     right = np.roll(index, -1, 1)
     quads = np.stack([index[:-1], index[1:], right[1:], right[:-1]], -1).reshape(-1, 4)
     faces = quads[:, [[0, 2, 1], [0, 3, 2]]].reshape(-1, 3)
     shade = np.ones((count, spokes))
-    shade[:3] = 0.86  # the rib is a tighter knit
-    weave = rng.normal(0, 0.02, (count, spokes))
-    return Shirt(grid.reshape(-1, 3), faces, (shade + weave).ravel())
+    shade[:4] = 0.84 + 0.06 * (np.arange(spokes) % 2)  # the rib is a tighter knit
+    weave = rng.normal(0, 0.025, (count, spokes))
+    return Shirt(points.reshape(-1, 3), faces, (shade + weave).ravel(), collar)
 
 
 def nearest(points: Floats, among: Floats) -> Ints:

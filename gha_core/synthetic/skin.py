@@ -68,14 +68,14 @@ def hairline(azimuth: Floats, seed_wave: Floats | float = 0.0) -> Floats:
         np.interp(
             np.abs(azimuth),
             [0, 20, 38, 52, 62, 70, 80, 96, 110, 130, 180],
-            [0.475, 0.465, 0.42, 0.34, 0.20, 0.12, -0.02, 0.06, -0.06, -0.25, -0.30],
+            [0.395, 0.395, 0.375, 0.30, 0.19, 0.10, -0.03, 0.06, -0.06, -0.25, -0.30],
         )
         + seed_wave
     )
 
 
 def paint(model: FaceModel, person: Person) -> NDArray[np.float32]:
-    """[HEIGHT, WIDTH, 3] linear albedo."""
+    """[HEIGHT, WIDTH, 4]: linear albedo, and how much the skin shines (0 matt .. 1 wet lips)."""
     rng = np.random.default_rng([person.seed, 2])
     anatomy = Anatomy.of(model)
     y = (TOP - (np.arange(HEIGHT) + 0.5) / HEIGHT * (TOP - BOTTOM))[:, None]
@@ -97,18 +97,22 @@ def paint(model: FaceModel, person: Person) -> NDArray[np.float32]:
     flush += 0.3 * spot(anatomy.chin + [0, 0.05, 0], 0.2, 0.05) + 0.25 * spot(mouth, 0.3, 0.08)
     flush *= rng.uniform(0.8, 1.3) * pale
     skin *= blush ** np.clip(flush, 0, 1.2)
-    socket = 0.55 * spot(eye + [-0.02, 0.01, 0], 0.19, 0.05) + 0.45 * spot(
+    socket = 0.22 * spot(eye + [-0.02, 0.01, 0], 0.13, 0.035) + 0.40 * spot(
         eye + [-0.02, -0.075, 0], 0.14, 0.03
     )
-    skin *= np.array([0.86, 0.76, 0.76]) ** (socket * rng.uniform(0.8, 1.4))
+    skin *= np.array([0.86, 0.77, 0.78]) ** (socket * rng.uniform(0.8, 1.4))
     forehead = spot(np.array([0.0, 0.33, 0.4]), 0.5, 0.12)
     skin *= np.array([1.04, 1.035, 1.0]) ** forehead
     _freckle(skin, person, azimuth, y, cheek, rng)
     if person.stubble > 0:
         _shade_beard(skin, person, anatomy, azimuth, y, rng)
     _tint_scalp(skin, person, azimuth, y, rng)
+    lips = _paint_lips(skin, person, rng)
     _draw_brows(skin, person, anatomy, rng)
-    return np.clip(skin, 0.004, 0.95).astype(np.float32)
+    shine = 0.35 * spot(nose, 0.09, 0.05) + 0.22 * spot(np.array([0.0, 0.30, 0.45]), 0.35, 0.08)
+    shine = np.maximum(shine * rng.uniform(0.5, 1.3), lips)
+    painted = np.concatenate([np.clip(skin, 0.004, 0.95), np.clip(shine, 0, 1)], 2)
+    return painted.astype(np.float32)
 
 
 def noise(rng: np.random.Generator, sigma: float) -> Floats:
@@ -186,38 +190,72 @@ def _tint_scalp(
     skin += strength * cover[..., None] * (0.55 * person.hair - skin)
 
 
-def _draw_brows(skin: Floats, person: Person, anatomy: Anatomy, rng: np.random.Generator) -> None:
+def _place(side: int, x: Floats, y: Floats, depth: Floats) -> NDArray[np.int32]:
+    """[n, 2] texels in sixteenths, as OpenCV draws them, of points of the mean head."""
+    column, row = texel(np.stack([side * x, y, depth], -1))
+    return np.round(np.stack([column, row], -1) * 16).astype(np.int32)
+
+
+def _paint_lips(skin: Floats, person: Person, rng: np.random.Generator) -> Floats:
+    """Paint the red of the lips; returns its cover [HEIGHT, WIDTH, 1]."""
+    x = np.array([0.0, 0.012, 0.03, 0.05, 0.07, 0.083, 0.093])
+    upper = np.array([-0.1975, -0.194, -0.190, -0.196, -0.210, -0.222, -0.2345])
+    lower = np.array([-0.285, -0.285, -0.282, -0.275, -0.260, -0.248, -0.2365])
+    depth = np.interp(x, [0.0, 0.04, 0.06, 0.08, 0.092], [0.505, 0.497, 0.488, 0.470, 0.452])
+    full = rng.uniform(0.8, 1.05)  # how full the red is; the shape below it stays
+    seam = -0.2335
+    upper, lower = seam + (upper - seam) * full, seam + (lower - seam) * full
     layer = np.zeros((HEIGHT, WIDTH), np.float32)
-    scale = 16.0  # sub-texel positions
+    outline = [_place(1, x, upper, depth), _place(1, x, lower, depth)[::-1]]
+    outline += [_place(-1, x, lower, depth), _place(-1, x, upper, depth)[::-1]]
+    cv2.fillPoly(layer, [np.concatenate(outline)], 1.0, cv2.LINE_AA, 4)
+    cover = cv2.GaussianBlur(layer, (0, 0), 2.2)[..., None]
+    inner = cv2.GaussianBlur(layer, (0, 0), 14.0)[..., None]
+    creases = rng.normal(size=(1, WIDTH)).astype(np.float32)
+    creases = cv2.GaussianBlur(creases, (0, 0), 2.0)
+    creases = creases / creases.std() + 0 * layer
+    red = person.lips * (0.86 + 0.24 * inner) * (1 + 0.05 * creases[..., None])
+    skin += 0.92 * cover * (red - skin)
+    return 0.9 * cover
+
+
+def _draw_brows(skin: Floats, person: Person, anatomy: Anatomy, rng: np.random.Generator) -> None:
+    """Hairs over a soft body, from the root of the nose outwards along an arch above each eye."""
+    hairs, body = np.zeros((2, HEIGHT, WIDTH), np.float32)
     eye = anatomy.eyes[0]
-    arch = rng.uniform(0.9, 1.25) if person.sex == "woman" else rng.uniform(0.6, 0.95)
-    thick = 0.021 * person.brow_weight
-    inner, outer = 0.062, eye[0] + 0.105
-    lift = eye[1] + rng.uniform(0.098, 0.110)
-    count = int(330 * (0.6 + 0.4 * person.brow_weight))
+    woman = person.sex == "woman"
+    arch = 0.030 * (rng.uniform(0.9, 1.3) if woman else rng.uniform(0.5, 0.9))
+    thick = 0.026 * person.brow_weight
+    inner, outer = 0.048, eye[0] + 0.088
+    lift = eye[1] + (rng.uniform(0.082, 0.092) if woman else rng.uniform(0.070, 0.082))
+
+    def centre(along: Floats | float) -> tuple[Floats, Floats, Floats]:
+        """x, y and half thickness at 0 (nose) .. 1 (temple)."""
+        along = np.asarray(along)
+        rise = arch * np.sin(np.pi * np.clip(along * 0.80 + 0.02, 0, 1)) - 0.016 * along**3
+        half = 0.5 * thick * (1 - 0.75 * along**1.8) * np.clip(0.6 + 3 * along, 0, 1)
+        return inner + (outer - inner) * along, lift + rise, half
+
+    def at(side: int, x: Floats, y: Floats) -> NDArray[np.int32]:
+        depth = np.interp(x, [0.0, 0.1, 0.2, 0.3, 0.36], [0.46, 0.45, 0.41, 0.33, 0.24])
+        return _place(side, x, y, depth)
+
     for side in (1, -1):
-        for along in rng.uniform(0, 1, count):
-            x = inner + (outer - inner) * along
-            rise = (
-                0.042 * arch * np.sin(np.pi * np.clip(along * 0.78 + 0.02, 0, 1)) - 0.018 * along**3
+        x, y, half = centre(np.linspace(0.02, 0.97, 24))
+        outline = np.concatenate([at(side, x, y + half), at(side, x, y - half)[::-1]])
+        cv2.fillPoly(body, [outline], 1.0, cv2.LINE_AA, 4)
+        for along in rng.uniform(0, 1, int(380 * (0.5 + 0.5 * person.brow_weight))):
+            x, y, half = centre(along)
+            across = rng.uniform(-1, 1)
+            lean = np.radians(74 - 66 * along**0.5 + rng.normal(0, 9) - 24 * across)
+            length = rng.uniform(0.016, 0.030) * (1 - 0.35 * along)
+            steps = np.array([-0.35, 0.65]) * length
+            ends = at(
+                side, x + steps * np.cos(lean), y + across * half + steps * np.sin(lean) * 0.75
             )
-            body = thick * (1 - 0.72 * along**1.6) * (0.75 + 0.5 * min(1, along * 5))
-            across = rng.uniform(-0.5, 0.5)
-            root = np.array([x, lift + rise + across * body])
-            lean = np.radians(70 - 62 * along**0.55 + rng.normal(0, 9) - 30 * across)
-            length = rng.uniform(0.018, 0.034) * (1 - 0.35 * along)
-            tip = root + length * np.array([np.cos(lean), np.sin(lean) * 0.75])
-            ends = []
-            for px, py in (root, tip):
-                depth = np.interp(px, [0.0, 0.1, 0.2, 0.3, 0.36], [0.46, 0.45, 0.41, 0.33, 0.24])
-                column, row = texel(np.array([side * px, py, depth]))
-                ends.append((int(column * scale), int(row * scale)))
-            weight = float(rng.uniform(0.35, 0.8))
-            stroke = np.zeros_like(layer[:1, :1])  # colour of a line must be a scalar for cv2
-            del stroke
-            cv2.line(layer, ends[0], ends[1], weight, 2 if along < 0.75 else 1, cv2.LINE_AA, 4)
-    cover = cv2.GaussianBlur(layer, (0, 0), 0.8)
-    base = cv2.GaussianBlur(layer, (0, 0), 5.0)
-    cover = np.clip(0.75 * cover + 0.45 * base, 0, 0.93)[..., None]
-    colour = 0.8 * person.hair + 0.2 * np.array([0.03, 0.02, 0.015])
-    skin += cover * (np.minimum(colour, person.skin * 0.55) - skin)
+            shade = float(rng.uniform(0.5, 1.0))
+            cv2.line(hairs, ends[0].tolist(), ends[1].tolist(), shade, 2, cv2.LINE_AA, 4)
+    cover = 0.72 * cv2.GaussianBlur(hairs, (0, 0), 0.8) + 0.50 * cv2.GaussianBlur(body, (0, 0), 6.0)
+    cover = np.clip(cover, 0, 0.92)[..., None]
+    colour = 0.7 * person.hair + 0.3 * np.array([0.03, 0.02, 0.015])
+    skin += cover * (np.minimum(colour, person.skin * 0.5) - skin)
