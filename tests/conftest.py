@@ -1,0 +1,35 @@
+"""Shared set-up: nothing a test does reaches the user's caches, configuration or the network."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+
+@pytest.fixture(autouse=True, scope="session")
+def own_folders(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """DVC's site cache, Prefect's home and the like are this session's."""
+    folder = tmp_path_factory.mktemp("home")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("DVC_SITE_CACHE_DIR", str(folder / "dvc"))
+        patch.setenv("DVC_GLOBAL_CONFIG_DIR", str(folder / "dvc-config"))
+        patch.setenv("PREFECT_HOME", str(folder / "prefect"))
+        for name in [name for name in os.environ if name.startswith(("GIT_", "GHA_PROGRESS"))]:
+            patch.delenv(name)
+        yield
+
+
+@pytest.fixture
+def dvc_project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An empty project folder under git and DVC, with this repository's DVC settings; entered."""
+    root = Path(__file__).parents[1]
+    monkeypatch.chdir(tmp_path)
+    subprocess.run(["git", "init", "-q", "."], check=True)
+    (tmp_path / ".dvc").mkdir()
+    for name in (".dvc/config", ".dvc/.gitignore", ".dvcignore", ".gitignore"):
+        (tmp_path / name).write_bytes((root / name).read_bytes())
+    return tmp_path
