@@ -44,14 +44,16 @@ _PREVIEW_VIEWS = 5
 
 
 class Weights(StageParams):
-    """Factors of the loss terms; the defaults are the paper's."""
+    """Factors of the loss terms."""
 
-    rgb: float = Field(1.0, ge=0, description="colour, mean absolute difference")
+    rgb: float = Field(
+        0.1, ge=0, description="colour, mean absolute difference; paper: 1, its published code: 0.1"
+    )
     silhouette: float = Field(0.1, ge=0, description="1 - soft intersection over union with mattes")
     landmarks: float = Field(1.0, ge=0, description="deformed neutral landmarks vs tracked ones")
     offset: float = Field(0.01, ge=0, description="size of learned displacements and grid offsets")
     surface: float = Field(0.1, ge=0, description="|signed distance| at the neutral landmarks")
-    laplacian: float = Field(100.0, ge=0, description="roughness, scaled to a grid of 128 cells")
+    laplacian: float = Field(2000.0, ge=0, description="roughness, scaled to a grid of 128 cells")
 
 
 class Params(StageParams):

@@ -20,6 +20,7 @@ from gha_core.geometry.expression_prior import CarriedExpressions, carry
 from gha_core.geometry.extraction import Extractor, Surface, fit_sphere
 from gha_core.geometry.frames import TrackedFace, TrainingFrame, TrainingView
 from gha_core.geometry.losses import LossWeights
+from gha_core.geometry.mesh import vertex_normals
 from gha_core.geometry.networks import HeadNetworks, control_weight
 from gha_core.geometry.tetrahedra import TetGrid, body_centred_grid
 from gha_core.mesh_rasterisation import Edges, MeshImage, mesh_edges, render_mesh
@@ -260,7 +261,12 @@ def _terms(
         "landmarks": losses.landmarks(moved, frame.landmarks),
         "offset": losses.offset(animated.learned, surface.offsets),
         "surface": losses.surface(networks.sdf(points)),
-        "laplacian": losses.laplacian(surface.vertices, edges.vertices, surface.spacing),
+        "laplacian": losses.laplacian(
+            surface.vertices,
+            edges.vertices,
+            vertex_normals(surface.vertices.detach(), surface.faces),
+            surface.spacing,
+        ),
     }
 
 

@@ -1,0 +1,465 @@
+"""Geometry: grids, marching tetrahedra, networks, the carried prior, losses, and a small fit."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from scipy.spatial import ConvexHull
+from torch import Tensor
+
+from gha_core.cameras import Camera, look_at
+from gha_core.errors import ArtifactError, StageError
+from gha_core.geometry import losses
+from gha_core.geometry.expression_prior import carry, closest_on_triangle
+from gha_core.geometry.extraction import Extractor, fit_sphere
+from gha_core.geometry.frames import (
+    TrackedFace,
+    TrainingFrame,
+    TrainingView,
+    check_frames,
+    usable_pixels,
+)
+from gha_core.geometry.losses import LossWeights
+from gha_core.geometry.marching import blend, cross, interpolate
+from gha_core.geometry.mesh import largest_component, vertex_normals, write_ply
+from gha_core.geometry.networks import (
+    ConditionedMLP,
+    HeadNetworks,
+    control_weight,
+    encoded_size,
+    identity,
+    positional_encoding,
+)
+from gha_core.geometry.tetrahedra import TetGrid, body_centred_grid
+from gha_core.geometry.training import Settings, extract, grid_box, train
+from gha_core.mesh_rasterisation import mesh_edges, render_mesh
+from gha_core.pose import HeadPose
+
+
+def signed_volume(vertices: Tensor, faces: Tensor) -> float:
+    return float(torch.linalg.det(vertices[faces].double()).sum() / 6)
+
+
+def determinants(grid: TetGrid) -> Tensor:
+    a, b, c, d = grid.nodes.double()[grid.tets].unbind(1)
+    return torch.linalg.det(torch.stack([b - a, c - a, d - a], 1))
+
+
+# the grid ----------------------------------------------------------------------------------------
+@settings(max_examples=15, deadline=None)
+@given(st.integers(2, 9), st.floats(0.3, 2.0), st.floats(0.3, 2.0))
+def test_the_grid_is_made_of_congruent_positively_oriented_tetrahedra(
+    resolution: int, width: float, depth: float
+) -> None:
+    grid = body_centred_grid([-1, 0, 2], [-1 + width, 1, 2 + depth], resolution)
+    volume = grid.spacing**3 / 12
+    assert torch.allclose(
+        determinants(grid) / 6, torch.tensor(volume).double(), rtol=1e-2, atol=volume * 1e-2
+    )
+    assert grid.nodes.amin(0).tolist() == pytest.approx([-1, 0, 2])
+
+
+def test_neighbouring_tetrahedra_share_whole_triangles() -> None:
+    tets = body_centred_grid([0, 0, 0], [1, 1, 1], 4).tets
+    triangles = torch.cat([tets[:, [i for i in range(4) if i != gone]] for gone in range(4)])
+    _, uses = torch.unique(triangles.sort(1).values, dim=0, return_counts=True)
+    assert uses.max() == 2
+
+
+def test_twice_the_resolution_keeps_all_nodes() -> None:
+    coarse, fine = (body_centred_grid([0, 0, 0], [1, 1, 1], n) for n in (3, 6))
+    nearest = torch.cdist(coarse.nodes.double(), fine.nodes.double()).amin(1)
+    assert nearest.max() < 1e-6
+
+
+# marching tetrahedra -----------------------------------------------------------------------------
+def sphere_mesh(resolution: int) -> tuple[Tensor, Tensor]:
+    grid = body_centred_grid([-1, -1, -1], [1, 1, 1], resolution)
+    sdf = grid.nodes.norm(dim=1) - 0.6
+    found = cross(grid, sdf)
+    vertices, _ = interpolate(grid.nodes[found.nodes], sdf[found.nodes], found.pairs)
+    return vertices, found.faces
+
+
+def test_a_sphere_comes_out_watertight_outward_and_round() -> None:
+    vertices, faces = sphere_mesh(12)
+    edges = mesh_edges(faces)
+    assert (edges.faces >= 0).all()
+    assert len(vertices) - len(edges.vertices) + len(faces) == 2
+    directed = torch.cat([faces[:, [0, 1]], faces[:, [1, 2]], faces[:, [2, 0]]])
+    assert len(torch.unique(directed, dim=0)) == len(directed)  # consistently turned
+    assert signed_volume(vertices, faces) == pytest.approx(4 / 3 * np.pi * 0.6**3, rel=0.03)
+    assert (vertices.norm(dim=1) - 0.6).abs().max() < 0.02
+
+
+def test_finer_grids_approach_the_surface() -> None:
+    errors = [float((sphere_mesh(n)[0].norm(dim=1) - 0.6).abs().mean()) for n in (6, 12, 24)]
+    assert errors[1] < errors[0] / 3
+    assert errors[2] < errors[1] / 3
+
+
+@settings(max_examples=20, deadline=None)
+@given(st.integers(0, 10**6))
+def test_any_signs_give_a_closed_surface_inside_the_grid(seed: int) -> None:
+    grid = body_centred_grid([0, 0, 0], [1, 1, 1], 4)
+    generator = torch.Generator().manual_seed(seed)
+    sdf = torch.randn(len(grid.nodes), generator=generator)
+    rim = grid.shared_with_rest(grid) | ((grid.nodes - 0.5).abs().amax(1) > 0.3)
+    sdf = torch.where(rim, sdf.abs() + 0.1, sdf)
+    sdf[grid.nodes.sub(0.5).norm(dim=1).argmin()] = -1.0
+    found = cross(grid, sdf)
+    assert (mesh_edges(found.faces).faces >= 0).all()
+    vertices, _ = interpolate(grid.nodes[found.nodes], sdf[found.nodes], found.pairs)
+    assert signed_volume(vertices, found.faces) > 0
+
+
+def test_the_band_near_the_surface_gives_the_same_mesh() -> None:
+    grid = body_centred_grid([-1, -1, -1], [1, 1, 1], 10)
+    sdf = grid.nodes.norm(dim=1) - 0.6
+    band = grid.near_surface(sdf, 1)
+    assert len(band.tets) < len(grid.tets) / 2
+    meshes = []
+    for part in (grid, band):
+        found = cross(part, sdf[part.source])
+        nodes = part.source[found.nodes]
+        vertices, _ = interpolate(grid.nodes[nodes], sdf[nodes], found.pairs)
+        meshes.append(vertices[found.faces].reshape(-1, 9))
+    rows = [mesh[np.lexsort(mesh.numpy().T)] for mesh in meshes]
+    assert torch.equal(*rows)
+
+
+def test_vertices_have_gradients_to_sdf_and_positions() -> None:
+    generator = torch.Generator().manual_seed(1)
+    sdf = torch.tensor([-0.3, 0.4, 0.2, -0.5], dtype=torch.float64, requires_grad=True)
+    positions = torch.rand(4, 3, generator=generator, dtype=torch.float64, requires_grad=True)
+    pairs = torch.tensor([[0, 1], [0, 2], [3, 1]])
+    assert torch.autograd.gradcheck(lambda p, s: interpolate(p, s, pairs)[0], (positions, sdf))
+
+
+# networks ----------------------------------------------------------------------------------------
+def test_layer_sizes_are_the_papers() -> None:
+    def widths(net: ConditionedMLP) -> list[int]:
+        layers = list(net.layers)
+        return [layers[0].in_features, *(layer.out_features for layer in layers)]
+
+    nets = HeadNetworks(expressions=64, width=256)
+    assert widths(nets.geometry) == [27, 256, 256, 256, 256, 256, 132]
+    assert widths(nets.colour_expression) == [192, 256, 256, 32]
+    assert widths(nets.colour_pose) == [182, 128, 32]
+    assert widths(nets.deformation_expression) == [91, 256, 256, 256, 256, 256, 3]
+    assert widths(nets.deformation_pose) == [81, 256, 256, 3]
+
+
+def test_positional_encoding_is_the_identity_then_sines_and_cosines() -> None:
+    x = torch.tensor([[0.3, -0.2, 0.7]])
+    encoded = positional_encoding(x)
+    assert encoded.shape == (1, encoded_size(3)) == (1, 27)
+    assert torch.equal(encoded[:, :3], x)
+    assert torch.allclose(encoded[:, 3:6], torch.sin(x))
+    assert torch.allclose(encoded[:, -3:], torch.cos(8 * x))
+
+
+def test_a_shared_condition_is_the_same_as_concatenation() -> None:
+    torch.manual_seed(0)
+    net = ConditionedMLP(3, 2, [8, 8], 4).double()
+    points, conditions = torch.randn(5, 3).double(), torch.randn(6, 2).double()
+    layers = list(net.layers)
+    x = torch.cat([points.expand(6, 5, 3), conditions[:, None].expand(6, 5, 2)], -1)
+    for layer in layers[:-1]:
+        x = torch.relu(layer(x))
+    assert torch.allclose(net(points, conditions), layers[-1](x))
+
+
+def test_lambda_is_one_near_landmarks_zero_far_and_linear_between() -> None:
+    points = torch.tensor([[0.0, 0, 0], [0.15, 0, 0], [0.2, 0, 0], [0.25, 0, 0], [1, 0, 0]])
+    weight = control_weight(points, torch.zeros(1, 3), 0.15, 0.25)
+    assert weight.tolist() == pytest.approx([1, 1, 0.5, 0, 0], abs=1e-5)
+
+
+def test_lambda_decides_which_network_moves_and_colours_a_point() -> None:
+    torch.manual_seed(0)
+    nets = HeadNetworks(expressions=5, width=16)
+    points, features = torch.rand(4, 3), torch.rand(4, 128)
+    weight = torch.tensor([1.0, 1, 0, 0])
+    first, second = (torch.rand(5), torch.rand(6)), (torch.rand(5), torch.rand(6))
+    for function, values in ((nets.deformation, points), (nets.colour, features)):
+        base = function(values, weight, *first)
+        other_expression = function(values, weight, second[0], first[1])
+        other_pose = function(values, weight, first[0], second[1])
+        assert torch.equal(base[2:], other_expression[2:])
+        assert not torch.equal(base[:2], other_expression[:2])
+        assert torch.equal(base[:2], other_pose[:2])
+        assert not torch.equal(base[2:], other_pose[2:])
+    assert nets.colour(features, weight, *first).min() > 0
+    assert nets.colour(features, weight, *first, activation=identity).min() < 0
+
+
+# the carried expressions -------------------------------------------------------------------------
+def plane() -> tuple[Tensor, Tensor]:
+    vertices = torch.tensor([[0.0, 0, 0], [1, 0, 0], [1, 1, 0], [0, 1, 0]])
+    return vertices, torch.tensor([[0, 1, 2], [0, 2, 3]])
+
+
+def test_points_ride_on_the_nearest_triangle_and_fade_out() -> None:
+    vertices, faces = plane()
+    basis = torch.zeros(2, 4, 3)
+    basis[0, :, 2] = vertices[:, 0]  # lifts by x
+    basis[1, :, 0] = 1.0
+    points = torch.tensor([[0.25, 0.5, 0.05], [0.75, 0.5, 0.2], [0.5, 0.5, 0.4]])
+    carried = carry(points, vertices, basis, faces, fade_start=0.1, fade_end=0.3)
+    moved = carried.displacement(torch.tensor([1.0, 2.0]))
+    expected = torch.tensor([[2, 0, 0.25], [1, 0, 0.375], [0, 0, 0]])
+    assert torch.allclose(moved, expected, atol=1e-5)
+    assert torch.allclose(carried.dense()[0, :, 2], torch.tensor([0.25, 0.375, 0]), atol=1e-5)
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.integers(0, 10**6))
+def test_the_closest_point_of_a_triangle_beats_all_its_other_points(seed: int) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    triangle, point = torch.randn(3, 3, generator=generator), torch.randn(3, generator=generator)
+    weights = closest_on_triangle(point, triangle)
+    assert (weights >= -1e-6).all()
+    assert weights.sum() == pytest.approx(1, abs=1e-5)
+    others = torch.distributions.Dirichlet(torch.full((3,), 0.5)).sample((300,)) @ triangle
+    best = (weights @ triangle - point).norm()
+    assert best <= (others - point).norm(dim=1).min() + 1e-5
+
+
+# losses ------------------------------------------------------------------------------------------
+def test_silhouette_loss_is_one_minus_intersection_over_union() -> None:
+    one, two = torch.zeros(1, 4, 4), torch.zeros(1, 4, 4)
+    one[0, :, :2], two[0, :, 1:3] = 1, 1
+    everywhere = torch.ones(1, 4, 4)
+    assert losses.silhouette(one, two, everywhere) == pytest.approx(1 - 4 / 12)
+    assert losses.silhouette(one, one, everywhere) == pytest.approx(0)
+    left = torch.zeros(1, 4, 4)
+    left[0, :, :2] = 1
+    assert losses.silhouette(one, two, left) == pytest.approx(1 - 4 / 8)
+
+
+def test_rgb_ignores_pixels_without_weight() -> None:
+    rendered, image = torch.zeros(1, 2, 3), torch.full((1, 2, 3), 0.5)
+    image[0, 1] = 9.0
+    assert losses.rgb(rendered, image, torch.tensor([[1.0, 0.0]])) == pytest.approx(0.5)
+
+
+def test_the_laplacian_sees_bumps_but_not_how_the_grid_cuts_the_surface() -> None:
+    vertices, faces = sphere_mesh(16)
+    edges, normals = mesh_edges(faces).vertices, vertex_normals(vertices, faces)
+    smooth = losses.laplacian(vertices, edges, normals, 2 / 16)
+    random = torch.randn(len(vertices), 1, generator=torch.Generator().manual_seed(0))
+    bumpy = losses.laplacian(vertices + 0.02 * random * normals, edges, normals, 2 / 16)
+    along = torch.linalg.cross(normals, torch.tensor([[0.0, 1, 0]]).expand_as(normals))
+    uneven = losses.laplacian(vertices + 0.02 * random * along, edges, normals, 2 / 16)
+    assert bumpy > 20 * smooth
+    assert uneven < 3 * smooth
+    # The same bumps on a finer grid, in units of its spacing, weigh the same.
+    half = losses.laplacian((vertices + 0.02 * random * normals) / 2, edges, normals, 1 / 16)
+    assert half == pytest.approx(float(bumpy))
+
+
+def test_a_loss_that_is_not_finite_is_named() -> None:
+    terms = {"rgb": torch.tensor(0.1), "silhouette": torch.tensor(torch.nan)}
+    with pytest.raises(StageError, match=r"'silhouette' became nan at step 7, sequence FREE"):
+        losses.weighted_sum(terms, LossWeights(), "step 7, sequence FREE, timestep 3")
+
+
+# a whole small fit -------------------------------------------------------------------------------
+SMALL = Settings(
+    resolution=12,
+    width=24,
+    steps=120,
+    views_per_step=3,
+    learning_rate=3e-3,
+    final_learning_rate=5e-4,
+    sphere_steps=150,
+    softness=2.0,
+    weights=LossWeights(rgb=0.2),
+)
+
+
+def blob_person() -> tuple[TrackedFace, Tensor]:
+    """An egg with a nose, and its colours."""
+    generator = torch.Generator().manual_seed(0)
+    directions = torch.nn.functional.normalize(torch.randn(600, 3, generator=generator), dim=1)
+    hull = torch.from_numpy(ConvexHull(directions.numpy()).simplices.astype(np.int64))
+    nose = torch.exp(-(((directions - torch.tensor([0, 0, 1.0])).norm(dim=1) / 0.35) ** 2))
+    vertices = directions * torch.tensor([0.33, 0.48, 0.4]) * (1 + 0.3 * nose[:, None])
+    basis = torch.zeros(2, 600, 3)
+    basis[0, :, 1] = -0.1 * nose
+    face = TrackedFace(vertices, hull, basis, vertices[::12].clone())
+    colours = 0.5 + 0.4 * torch.sin(vertices * torch.tensor([7.0, 9, 5]))
+    return face, colours
+
+
+def film(face: TrackedFace, colours: Tensor, size: int = 48) -> list[TrainingFrame]:
+    lower, upper = grid_box(face, SMALL.margin)
+    frames = []
+    for timestep in range(4):
+        pose = HeadPose(np.array([0, 0.1 * timestep, 0]), np.array([0.01, 0, 0]), 0.24)
+        expression = torch.tensor([timestep / 3, 0.0])
+        shape = face.vertices + torch.tensordot(expression, face.expression_basis, 1)
+        world = torch.from_numpy(pose.to_world(shape.numpy())).float()
+        views = []
+        for index, angle in enumerate(np.linspace(-1.3, 1.3, 4)):
+            eye = np.array([np.sin(angle), 0.2 * (-1) ** index, np.cos(angle)])
+            K = np.array([[2.6 * size, 0, size / 2], [0, 2.6 * size, size / 2], [0, 0, 1]])
+            w2c = look_at(eye, np.zeros(3), np.array([0, 1.0, 0]))
+            camera = Camera(f"cam{index}", K, w2c, size, size)
+            picture = render_mesh(world, face.faces, colours, K, w2c, size, size)
+            image = (picture.attributes.clamp(0, 1) * 255).to(torch.uint8).numpy()
+            matte = (picture.silhouette * 255).to(torch.uint8).numpy()
+            usable = usable_pixels(camera, pose, lower, upper)
+            views.append(TrainingView(camera, image, matte, usable))
+        landmarks = shape[::12].clone()
+        frames.append(TrainingFrame("S", timestep, pose, expression, landmarks, tuple(views)))
+    return frames
+
+
+@pytest.fixture(scope="module")
+def person() -> tuple[TrackedFace, list[TrainingFrame]]:
+    face, colours = blob_person()
+    return face, film(face, colours)
+
+
+@pytest.mark.slow
+def test_training_finds_the_shape(person: tuple[TrackedFace, list[TrainingFrame]]) -> None:
+    face, frames = person
+    state = train(frames, face, SMALL, seed=0)
+    surface = extract(state, face, SMALL)
+    distance = torch.cdist(face.vertices, surface.vertices).amin(1)
+    sphere = (face.vertices.norm(dim=1) - SMALL.sphere_radius).abs()
+    assert distance.mean() < 0.035
+    assert distance.mean() < sphere.mean() / 2
+    first = {row["term"]: row["value"] for row in state.history if row["step"] == 0}
+    last = {row["term"]: row["value"] for row in state.history}
+    assert last["rgb"] < first["rgb"] / 2
+    assert last["silhouette"] < first["silhouette"] - 0.1
+
+
+def test_a_killed_run_goes_on_to_the_same_result(
+    person: tuple[TrackedFace, list[TrainingFrame]], tmp_path: Path
+) -> None:
+    face, frames = person
+    short = dataclasses.replace(
+        SMALL, steps=9, sphere_steps=20, sweep_every=3, checkpoint_seconds=0.0
+    )
+    whole = train(frames, face, short, seed=1)
+    checkpoint = tmp_path / "checkpoint.safetensors"
+
+    class Killed(Exception):
+        pass
+
+    class FramesThatEnd(list):  # type: ignore[type-arg]
+        reads = 0
+
+        def __getitem__(self, index: int) -> TrainingFrame:  # type: ignore[override]
+            FramesThatEnd.reads += 1
+            if FramesThatEnd.reads == 8:
+                raise Killed
+            return super().__getitem__(index)
+
+    with pytest.raises(Killed):
+        train(FramesThatEnd(frames), face, short, 1, checkpoint)
+    assert checkpoint.exists()
+    resumed = train(frames, face, short, 1, checkpoint)
+    assert resumed.history == whole.history
+    for name, value in whole.networks.state_dict().items():
+        assert torch.equal(value, resumed.networks.state_dict()[name]), name
+    assert torch.equal(whole.landmarks, resumed.landmarks)
+
+    checkpoint.write_bytes(checkpoint.read_bytes()[:1000])
+    with pytest.raises(ArtifactError, match="cannot be continued"):
+        train(frames, face, short, 1, checkpoint)
+
+
+def test_gradients_at_crossed_edges_only_are_the_gradients_of_the_whole_grid(
+    person: tuple[TrackedFace, list[TrainingFrame]],
+) -> None:
+    face, _ = person
+    grid = body_centred_grid([-0.8, -0.8, -0.8], [0.8, 0.8, 0.8], 8)
+    torch.manual_seed(0)
+    nets = HeadNetworks(2, 16).double()
+    fit_sphere(nets.float(), grid.nodes, 0.5, 60, 0)
+    nets = nets.double()
+    grid = dataclasses.replace(grid, nodes=grid.nodes.double())
+    extractor = Extractor(grid, grid.spacing / 2, face)
+    extractor.sweep(nets, "here")
+    surface = extractor.surface(nets, "here")
+    nets.zero_grad()
+    (surface.vertices**3).sum().backward()
+    sparse = [layer.weight.grad.clone() for layer in nets.geometry.layers]
+
+    nets.zero_grad()
+    values = nets.neutral(grid.nodes)
+    found = cross(grid, values.sdf.detach())
+    positions = grid.nodes + values.offset * grid.spacing / 2
+    vertices, weights = interpolate(positions[found.nodes], values.sdf[found.nodes], found.pairs)
+    (vertices**3).sum().backward()
+    order = [np.lexsort(mesh.detach().numpy().T) for mesh in (surface.vertices, vertices)]
+    assert torch.allclose(surface.vertices[order[0]], vertices[order[1]], atol=1e-12)
+    features = blend(values.features[found.nodes], weights, found.pairs)
+    assert torch.allclose(surface.features[order[0]], features[order[1]], atol=1e-12)
+    for mine, layer in zip(sparse, nets.geometry.layers, strict=True):
+        assert torch.allclose(mine, layer.weight.grad, atol=1e-10)
+
+
+# causes of failure -------------------------------------------------------------------------------
+@pytest.mark.parametrize(
+    ("bias", "cause"), [(9.0, "positive everywhere"), (-9.0, "negative every")]
+)
+def test_an_empty_mesh_is_an_error_with_its_cause(
+    person: tuple[TrackedFace, list[TrainingFrame]], bias: float, cause: str
+) -> None:
+    face, _ = person
+    grid = body_centred_grid([-1, -1, -1], [1, 1, 1], 4)
+    nets = HeadNetworks(2, 8)
+    with torch.no_grad():
+        list(nets.geometry.layers)[-1].bias[0] = bias
+    with pytest.raises(StageError, match=cause):
+        Extractor(grid, 0.1, face).sweep(nets, "step 3")
+
+
+def changed(frame: TrainingFrame, **changes: object) -> TrainingFrame:
+    views = tuple(dataclasses.replace(view, **changes) for view in frame.views)  # type: ignore[arg-type]
+    return dataclasses.replace(frame, views=views)
+
+
+def test_frames_that_cannot_work_are_refused_before_training(
+    person: tuple[TrackedFace, list[TrainingFrame]],
+) -> None:
+    frame = person[1][0]
+    check_frames([frame])
+    with pytest.raises(StageError, match=r"4 of 4 training mattes are empty.*timestep 0, camera"):
+        check_frames([changed(frame, matte=np.zeros((48, 48), np.uint8))])
+    away = look_at(np.array([0, 0, 1.0]), np.array([0, 0, 2.0]), np.array([0, 1.0, 0]))
+    blind = dataclasses.replace(frame.views[0].camera, w2c=away)
+    with pytest.raises(StageError, match="behind the camera"):
+        check_frames([changed(frame, camera=blind)])
+
+
+# the finished mesh -------------------------------------------------------------------------------
+def test_only_the_largest_part_is_kept() -> None:
+    faces = torch.tensor([[7, 8, 9], [0, 1, 2], [1, 2, 3]])
+    part = largest_component(faces, 10)
+    assert part.parts == 2
+    assert part.vertices.tolist() == [0, 1, 2, 3]
+    assert part.faces.tolist() == [[0, 1, 2], [1, 2, 3]]
+
+
+def test_the_ply_file_holds_the_mesh_and_8_bit_colours(tmp_path: Path) -> None:
+    from plyfile import PlyData
+
+    vertices, faces = plane()
+    write_ply(tmp_path / "mesh.ply", vertices, faces, vertices.abs())
+    read = PlyData.read(str(tmp_path / "mesh.ply"))
+    assert np.stack([read["vertex"][axis] for axis in "xyz"], 1).tolist() == vertices.tolist()
+    assert read["vertex"]["red"].tolist() == [0, 255, 255, 0]
+    assert [list(row) for row in read["face"]["vertex_indices"]] == faces.tolist()
