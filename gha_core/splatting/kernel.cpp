@@ -1,6 +1,6 @@
 // Compositing of projected Gaussians and its gradient on CPU cores. The specification is twin.py.
 //
-// Per view the Gaussians are sorted by depth and listed per 16x16 tile; tiles run in parallel.
+// Per view the Gaussians are sorted by depth and listed per tile; tiles run in parallel.
 // In a tile each Gaussian visits exactly the row spans in which its alpha can reach MIN_ALPHA.
 // Gradients are first written per (tile, Gaussian) and then summed in a fixed order, so the bits do
 // not depend on the number of threads.
@@ -22,9 +22,12 @@ constexpr float MIN_ALPHA = 1.0f / 255.0f;
 constexpr float MAX_ALPHA = 0.999f;
 constexpr float MIN_TRANSMITTANCE = 1e-4f;
 
-constexpr int TILE = 16;   // px
-constexpr int LANES = 8;   // pixels of a span whose alpha is computed at once
-constexpr int GEOMETRY = 6; // gradient entries beside the payload: x y a b c opacity
+// px; wide, because every tile that a Gaussian touches costs a row of gradients.
+constexpr int TILE_WIDTH = 32, TILE_HEIGHT = 16;
+constexpr int PIXELS = TILE_WIDTH * TILE_HEIGHT;
+constexpr int LANES = 8;    // pixels of a row that are worked on at once
+constexpr int GEOMETRY = 7; // gradient entries beside the features: x y a b c opacity depth
+constexpr int AHEAD = 6;    // Gaussians whose data is asked for before they are needed
 
 // One visible Gaussian of a view.
 struct Gaussian {
@@ -33,6 +36,8 @@ struct Gaussian {
     float determinant; // of the conic
     float opacity;
     float limit;       // q at which alpha falls below MIN_ALPHA
+    float half_x, half_y; // extent of the ellipse q = limit, px; a little more: alpha itself decides
+    float depth;
     int id;
 };
 
@@ -56,17 +61,15 @@ struct TileBox {
 };
 
 TileBox tiles_of(const Gaussian &g, const Bins &bins) {
-    // Half extents of the ellipse q = limit; a little more, because alpha itself decides.
-    const float half_x = std::sqrt(g.limit * g.c / g.determinant) * 1.001f + 0.01f;
-    const float half_y = std::sqrt(g.limit * g.a / g.determinant) * 1.001f + 0.01f;
     auto first = [](float edge) { return std::ceil(std::max(edge - 0.5f, 0.0f)); };
     auto last = [](float edge, int size) {
         return std::floor(std::min(edge - 0.5f, float(size - 1)));
     };
-    const float x0 = first(g.x - half_x), x1 = last(g.x + half_x, bins.width);
-    const float y0 = first(g.y - half_y), y1 = last(g.y + half_y, bins.height);
+    const float x0 = first(g.x - g.half_x), x1 = last(g.x + g.half_x, bins.width);
+    const float y0 = first(g.y - g.half_y), y1 = last(g.y + g.half_y, bins.height);
     if (!(x0 <= x1 && y0 <= y1)) return {0, -1, 0, -1};
-    return {int(x0) / TILE, int(x1) / TILE, int(y0) / TILE, int(y1) / TILE};
+    return {int(x0) / TILE_WIDTH, int(x1) / TILE_WIDTH, int(y0) / TILE_HEIGHT,
+            int(y1) / TILE_HEIGHT};
 }
 
 // Indices of `keys` (non-negative floats) in ascending order; equal keys keep their order.
@@ -111,8 +114,11 @@ void fill_view(View &view, const Bins &bins, const float *means2d, const float *
         g.determinant = float(double(g.a) * g.c - double(g.b) * g.b);
         g.opacity = opacities[i];
         g.limit = 2.0f * std::log(g.opacity / MIN_ALPHA);
+        g.depth = depths[i];
         g.id = i;
         if (!(g.determinant > 0.0f) || !(g.limit >= 0.0f)) continue;
+        g.half_x = std::sqrt(g.limit * g.c / g.determinant) * 1.001f + 0.01f;
+        g.half_y = std::sqrt(g.limit * g.a / g.determinant) * 1.001f + 0.01f;
         const TileBox box = tiles_of(g, bins);
         if (box.left > box.right) continue;
         found.push_back(g);
@@ -169,76 +175,137 @@ GHA_INLINE float fast_exp(float x) {
     return p * scale;
 }
 
-// opacity * exp(-q / 2), not yet limited, of LANES pixels to the right of x (offsets from the mean).
-GHA_INLINE void span_alpha(const Gaussian &g, float dx, float dy, float *alpha) {
-    const float row = -0.5f * g.c * dy * dy, slope = -g.b * dy, bend = -0.5f * g.a;
-#pragma GCC unroll 1
-    for (int k = 0; k < LANES; k++) {
-        const float x = dx + float(k);
-        float power = row + x * (slope + bend * x);
-        power = power < 0.0f ? power : 0.0f;
-        power = power > -80.0f ? power : -80.0f;
-        alpha[k] = g.opacity * fast_exp(power);
-    }
-}
-
 // The pixels of a tile.
 struct Window {
     int left, top, columns, rows;
 };
 
 Window window_of(const Bins &bins, int tile) {
-    const int left = tile % bins.across * TILE, top = tile / bins.across * TILE;
-    return {left, top, std::min(TILE, bins.width - left), std::min(TILE, bins.height - top)};
+    const int left = tile % bins.across * TILE_WIDTH, top = tile / bins.across * TILE_HEIGHT;
+    return {left, top, std::min(TILE_WIDTH, bins.width - left),
+            std::min(TILE_HEIGHT, bins.height - top)};
 }
 
-// Per row of the window the span [from, to) of columns where q <= limit.
-GHA_INLINE void row_spans(const Gaussian &g, const Window &window, int *from, int *to) {
+// Per row of a window the span [from, to) of columns where q <= limit; no rows but [first, last).
+struct Spans {
+    int first, last;
+    int from[TILE_HEIGHT], to[TILE_HEIGHT];
+};
+
+GHA_INLINE void row_spans(const Gaussian &g, const Window &window, Spans &spans) {
     const float inverse = 1.0f / g.a, right = float(window.columns);
     const float x = g.x - float(window.left) - 0.5f, y = g.y - float(window.top) - 0.5f;
-    for (int r = 0; r < TILE; r++) {
+    const float reach = g.a * g.limit, skew = g.b * inverse, determinant = g.determinant;
+    // Truncation is floor here: the numbers are not negative.
+    spans.first = int(std::min(std::max(y - g.half_y, 0.0f), float(TILE_HEIGHT)));
+    spans.last = int(std::min(std::max(y + g.half_y + 1.0f, 0.0f), float(window.rows)));
+    for (int r = 0; r < TILE_HEIGHT; r++) {
         const float dy = float(r) - y;
-        const float square = g.a * g.limit - g.determinant * dy * dy;
+        const float square = reach - determinant * dy * dy;
         const float half = std::sqrt(square > 0.0f ? square : 0.0f) * inverse * 1.001f + 0.01f;
-        const float centre = x - g.b * inverse * dy;
-        float low = centre - half, high = centre + half;
+        const float centre = x - skew * dy;
+        float low = centre - half, high = centre + half + 1.0f;
         low = low > 0.0f ? low : 0.0f;
         low = low < right ? low : right;
-        high = high > -1.0f ? high : -1.0f;
-        high = high < right - 1.0f ? high : right - 1.0f;
-        // ceil and floor by truncation: low >= 0 and high + 1 >= 0.
-        const int whole = int(low);
-        from[r] = whole + (float(whole) < low ? 1 : 0);
-        to[r] = square >= -1e-3f * g.a * g.limit ? int(high + 1.0f) : 0;
+        high = high > 0.0f ? high : 0.0f;
+        high = high < right ? high : right;
+        spans.from[r] = int(low + 0.999f); // may start a pixel early, which costs nothing
+        spans.to[r] = square >= -1e-3f * reach ? int(high) : 0;
     }
 }
 
-// Features and depth of one Gaussian, padded with zeros.
-GHA_INLINE void load_payload(float *payload, const float *features, int channels, float depth,
-                             int padded) {
-    for (int c = 0; c < channels; c++) payload[c] = features[c];
-    payload[channels] = depth;
-    for (int c = channels + 1; c < padded; c++) payload[c] = 0.0f;
-}
-
-struct Scratch {
-    std::vector<float> pixels;        // [TILE * TILE][padded] sums, or gradients of the output
-    std::vector<float> payload, grad; // [padded]
-    float transmittance[TILE * TILE]; // negated when the pixel is finished
-    float behind[TILE * TILE];        // gradient . what is still to come
-    float grad_alpha[TILE * TILE];
-
-    explicit Scratch(int padded) : pixels(TILE * TILE * padded), payload(padded), grad(padded) {}
-};
-
+// Features of the Gaussians and how the kernel lays them out: with few channels (PLANES) one plane
+// of pixels per channel, else all channels of a pixel side by side, padded to full registers.
 struct Scene {
-    const float *depths;   // [V, N]
     const float *features; // [N, C]
     int channels, padded;
 };
 
+struct Scratch {
+    std::vector<float> image;         // [PIXELS, padded] or planes [C, PIXELS]: sums or gradients
+    std::vector<float> payload, grad; // one Gaussian's features and their gradient
+    // A row's last lanes may lie beyond the tile; they are read and written back unchanged.
+    float transmittance[PIXELS + LANES]; // negated when the pixel is finished
+    float depth[PIXELS + LANES];         // sum, or gradient
+    float alpha[PIXELS + LANES];         // gradient
+    float behind[PIXELS + LANES];        // gradient . what is still to come
+
+    explicit Scratch(int padded)
+        : image(size_t(PIXELS + LANES) * padded), payload(padded), grad(size_t(LANES) * padded) {}
+};
+
+// LANES pixels of a row.
+struct Lanes {
+    float raw[LANES];    // opacity exp(-q / 2)
+    float alpha[LANES];  // the same, limited
+    float before[LANES]; // transmittance in front of this Gaussian
+    float weight[LANES]; // alpha * before, 0 where the pixel does not take this Gaussian
+};
+
+// Composite one Gaussian into the first `count` of LANES pixels whose transmittance is given, the
+// first of them (dx, dy) off its mean. Returns how many pixels are finished by that.
+GHA_INLINE int advance(const Gaussian &g, float dx, float dy, int count, float *transmittance,
+                       Lanes &lanes) {
+    const float row = -0.5f * g.c * dy * dy, slope = -g.b * dy, bend = -0.5f * g.a;
+    const float opacity = g.opacity;
+#pragma omp simd
+    for (int k = 0; k < LANES; k++) {
+        const float x = dx + float(k);
+        float power = row + x * (slope + bend * x);
+        power = power < 0.0f ? power : 0.0f;
+        power = power > -80.0f ? power : -80.0f;
+        lanes.raw[k] = opacity * fast_exp(power);
+    }
+    // Two loops and few conditions: else GCC makes branches of it, which do not vectorise.
+    static constexpr float in_span[2 * LANES] = {1, 1, 1, 1, 1, 1, 1, 1};
+    const float *const mask = in_span + LANES - count;
+    int finished = 0;
+#pragma omp simd reduction(+ : finished)
+    for (int k = 0; k < LANES; k++) {
+        const float raw = lanes.raw[k], before = transmittance[k];
+        float alpha = raw < MAX_ALPHA ? raw : MAX_ALPHA;
+        alpha = alpha >= MIN_ALPHA ? alpha * mask[k] : 0.0f;
+        const float after = before * (1.0f - alpha); // negative where the pixel is finished
+        const int takes = after >= MIN_TRANSMITTANCE;
+        finished += (before > 0.0f) - takes;
+        lanes.alpha[k] = alpha;
+        lanes.before[k] = before;
+        lanes.weight[k] = takes ? alpha * before : 0.0f;
+        transmittance[k] = takes ? after : -std::fabs(before);
+    }
+    return finished;
+}
+
+GHA_INLINE float sum_of(const float *lanes) {
+    float total = 0.0f;
+    for (int k = 0; k < LANES; k++) total += lanes[k];
+    return total;
+}
+
+// The features of a Gaussian, in place where they need no padding.
+GHA_INLINE const float *load_features(const Scene &scene, const Gaussian &g, int channels,
+                                      int padded, float *buffer) {
+    const float *const row = scene.features + size_t(g.id) * channels;
+    if (channels == padded) return row;
+    std::copy_n(row, channels, buffer);
+    std::fill_n(buffer + channels, padded - channels, 0.0f);
+    return buffer;
+}
+
+// The Gaussians come from all over memory: ask for those that are needed soon.
+GHA_INLINE void prefetch(const View &view, const Scene &scene, int64_t entry, int64_t end,
+                         int channels) {
+    if (entry + 2 * AHEAD < end)
+        __builtin_prefetch(&view.gaussians[view.entries[entry + 2 * AHEAD]]);
+    if (entry + AHEAD < end) {
+        const int id = view.gaussians[view.entries[entry + AHEAD]].id;
+        const float *const row = scene.features + size_t(id) * channels;
+        for (int c = 0; c < channels; c += 16) __builtin_prefetch(row + c);
+    }
+}
+
 // CHANNELS and PADDED are compile-time constants, or 0: then those of the scene.
-template <int CHANNELS, int PADDED>
+template <int CHANNELS, int PADDED, bool PLANES>
 GHA_INLINE void forward_tile(const Bins &bins, int v, int tile, const Scene &scene,
                              const float *background, float *image, float *alpha_image,
                              float *depth_image, Scratch &scratch) {
@@ -246,40 +313,44 @@ GHA_INLINE void forward_tile(const Bins &bins, int v, int tile, const Scene &sce
     const int padded = PADDED ? PADDED : scene.padded;
     const View &view = bins.view[v];
     const Window window = window_of(bins, tile);
-    float *const sums = scratch.pixels.data();
-    float *const payload = scratch.payload.data();
-    float *const transmittance = scratch.transmittance;
-    std::fill_n(sums, TILE * TILE * padded, 0.0f);
-    std::fill_n(transmittance, TILE * TILE, 1.0f);
+    float *const sums = scratch.image.data();
+    std::fill(scratch.image.begin(), scratch.image.end(), 0.0f);
+    std::fill_n(scratch.depth, PIXELS, 0.0f);
+    std::fill_n(scratch.transmittance, PIXELS + LANES, 1.0f);
 
     int live = window.columns * window.rows;
-    for (int64_t e = view.tile_begin[tile]; e < view.tile_begin[tile + 1] && live; e++) {
-        const Gaussian &g = view.gaussians[view.entries[e]];
-        load_payload(payload, scene.features + size_t(g.id) * channels, channels,
-                     scene.depths[size_t(v) * bins.count + g.id], padded);
-        int from[TILE], to[TILE];
-        row_spans(g, window, from, to);
-        for (int r = 0; r < window.rows; r++) {
+    const int64_t end = view.tile_begin[tile + 1];
+    for (int64_t e = view.tile_begin[tile]; e < end && live; e++) {
+        prefetch(view, scene, e, end, channels);
+        const Gaussian g = view.gaussians[view.entries[e]];
+        const float *const features =
+            load_features(scene, g, channels, padded, scratch.payload.data());
+        Spans spans;
+        row_spans(g, window, spans);
+        for (int r = spans.first; r < spans.last; r++) {
             const float dy = float(window.top + r) + 0.5f - g.y;
-            for (int x = from[r]; x < to[r]; x += LANES) {
-                float alphas[LANES];
-                span_alpha(g, float(window.left + x) + 0.5f - g.x, dy, alphas);
-                const int lanes = std::min(LANES, to[r] - x);
-                for (int k = 0; k < lanes; k++) {
-                    const int pixel = r * TILE + x + k;
-                    const float before = transmittance[pixel];
-                    const float alpha = std::min(alphas[k], MAX_ALPHA);
-                    if (alpha < MIN_ALPHA || before < 0.0f) continue;
-                    const float after = before * (1.0f - alpha);
-                    if (after < MIN_TRANSMITTANCE) {
-                        transmittance[pixel] = -before;
-                        live--;
-                        continue;
+            for (int x = spans.from[r]; x < spans.to[r]; x += LANES) {
+                const int pixel = r * TILE_WIDTH + x, count = std::min(LANES, spans.to[r] - x);
+                Lanes lanes;
+                live -= advance(g, float(window.left + x) + 0.5f - g.x, dy, count,
+                                scratch.transmittance + pixel, lanes);
+#pragma omp simd
+                for (int k = 0; k < LANES; k++)
+                    scratch.depth[pixel + k] += lanes.weight[k] * g.depth;
+                if constexpr (PLANES) {
+                    for (int c = 0; c < channels; c++) {
+#pragma omp simd
+                        for (int k = 0; k < LANES; k++)
+                            sums[c * (PIXELS + LANES) + pixel + k] += lanes.weight[k] * features[c];
                     }
-                    transmittance[pixel] = after;
-                    const float weight = alpha * before;
-                    float *const sum = sums + pixel * padded;
-                    for (int c = 0; c < padded; c++) sum[c] += weight * payload[c];
+                } else {
+                    for (int k = 0; k < count; k++) {
+                        const float weight = lanes.weight[k];
+                        if (weight == 0.0f) continue;
+                        float *const sum = sums + (pixel + k) * padded;
+#pragma omp simd
+                        for (int c = 0; c < padded; c++) sum[c] += weight * features[c];
+                    }
                 }
             }
         }
@@ -289,12 +360,14 @@ GHA_INLINE void forward_tile(const Bins &bins, int v, int tile, const Scene &sce
         for (int x = 0; x < window.columns; x++) {
             const size_t to =
                 (size_t(v) * bins.height + window.top + r) * bins.width + window.left + x;
-            const float through = std::fabs(transmittance[r * TILE + x]);
-            const float *const sum = sums + (r * TILE + x) * padded;
+            const int pixel = r * TILE_WIDTH + x;
+            const float through = std::fabs(scratch.transmittance[pixel]);
             float *const out = image + to * channels;
-            for (int c = 0; c < channels; c++) out[c] = sum[c] + through * background[c];
+            for (int c = 0; c < channels; c++)
+                out[c] = sums[PLANES ? c * (PIXELS + LANES) + pixel : pixel * padded + c] +
+                         through * background[c];
             alpha_image[to] = 1.0f - through;
-            depth_image[to] = sum[channels];
+            depth_image[to] = scratch.depth[pixel];
         }
 }
 
@@ -302,10 +375,10 @@ struct Images {
     const float *image, *alpha, *depth;
 };
 
-// With s_j = gradient . payload_j (+ the gradient of alpha), L's derivative by alpha_i is
+// With s_j = gradient . features_j (and likewise depth and alpha), L's derivative by alpha_i is
 //   T_i s_i - (sum over j behind i of w_j s_j + T_end gradient . background) / (1 - alpha_i),
 // and the bracket is what remains of gradient . output after i, so one pass from near to far does.
-template <int CHANNELS, int PADDED>
+template <int CHANNELS, int PADDED, bool PLANES>
 GHA_INLINE void backward_tile(const Bins &bins, int v, int tile, const Scene &scene,
                               const Images &out, const Images &gradient, float *rows,
                               uint8_t *touched, Scratch &scratch) {
@@ -313,76 +386,90 @@ GHA_INLINE void backward_tile(const Bins &bins, int v, int tile, const Scene &sc
     const int padded = PADDED ? PADDED : scene.padded;
     const View &view = bins.view[v];
     const Window window = window_of(bins, tile);
-    float *const gradients = scratch.pixels.data();
-    float *const payload = scratch.payload.data();
-    float *const payload_grad = scratch.grad.data();
-    float *const transmittance = scratch.transmittance;
-    std::fill_n(transmittance, TILE * TILE, 1.0f);
-    if (view.tile_begin[tile] == view.tile_begin[tile + 1]) return;
+    const int64_t end = view.tile_begin[tile + 1];
+    if (view.tile_begin[tile] == end) return;
 
+    float *const gradients = scratch.image.data();
+    float *const feature_grad = scratch.grad.data();
+    std::fill(scratch.image.begin(), scratch.image.end(), 0.0f);
+    std::fill_n(scratch.transmittance, PIXELS + LANES, 1.0f);
+    for (float *plane : {scratch.depth, scratch.alpha, scratch.behind})
+        std::fill_n(plane, PIXELS + LANES, 0.0f);
     for (int r = 0; r < window.rows; r++)
         for (int x = 0; x < window.columns; x++) {
-            const int pixel = r * TILE + x;
+            const int pixel = r * TILE_WIDTH + x;
             const size_t at =
                 (size_t(v) * bins.height + window.top + r) * bins.width + window.left + x;
-            load_payload(gradients + pixel * padded, gradient.image + at * channels, channels,
-                         gradient.depth[at], padded);
             float sum = gradient.depth[at] * out.depth[at] + gradient.alpha[at] * out.alpha[at];
-            for (int c = 0; c < channels; c++)
-                sum += gradient.image[at * channels + c] * out.image[at * channels + c];
+#pragma omp simd reduction(+ : sum)
+            for (int c = 0; c < channels; c++) {
+                const float grad = gradient.image[at * channels + c];
+                gradients[PLANES ? c * (PIXELS + LANES) + pixel : pixel * padded + c] = grad;
+                sum += grad * out.image[at * channels + c];
+            }
+            scratch.depth[pixel] = gradient.depth[at];
+            scratch.alpha[pixel] = gradient.alpha[at];
             scratch.behind[pixel] = sum;
-            scratch.grad_alpha[pixel] = gradient.alpha[at];
         }
 
     int live = window.columns * window.rows;
     const int size = padded + GEOMETRY;
-    for (int64_t e = view.tile_begin[tile]; e < view.tile_begin[tile + 1] && live; e++) {
-        const Gaussian &g = view.gaussians[view.entries[e]];
-        load_payload(payload, scene.features + size_t(g.id) * channels, channels,
-                     scene.depths[size_t(v) * bins.count + g.id], padded);
-        std::fill_n(payload_grad, padded, 0.0f);
-        bool any = false;
-        // Moments of dL/dpower over the offsets from the mean, in lanes.
+    for (int64_t e = view.tile_begin[tile]; e < end && live; e++) {
+        prefetch(view, scene, e, end, channels);
+        const Gaussian g = view.gaussians[view.entries[e]];
+        const float *const features =
+            load_features(scene, g, channels, padded, scratch.payload.data());
+        std::fill_n(feature_grad, PLANES ? channels * LANES : padded, 0.0f);
+        float drawn = 0.0f;
+        // Moments of dL/dpower over the offsets from the mean.
         float m0[LANES] = {}, mx[LANES] = {}, my[LANES] = {};
         float mxx[LANES] = {}, mxy[LANES] = {}, myy[LANES] = {};
-        int from[TILE], to[TILE];
-        row_spans(g, window, from, to);
-        for (int r = 0; r < window.rows; r++) {
+        float depth_grad[LANES] = {};
+        Spans spans;
+        row_spans(g, window, spans);
+        for (int r = spans.first; r < spans.last; r++) {
             const float dy = float(window.top + r) + 0.5f - g.y;
-            for (int x = from[r]; x < to[r]; x += LANES) {
+            for (int x = spans.from[r]; x < spans.to[r]; x += LANES) {
+                const int pixel = r * TILE_WIDTH + x, count = std::min(LANES, spans.to[r] - x);
                 const float dx = float(window.left + x) + 0.5f - g.x;
-                float alphas[LANES], powers[LANES] = {};
-                span_alpha(g, dx, dy, alphas);
-                const int lanes = std::min(LANES, to[r] - x);
-                bool drawn = false;
-                for (int k = 0; k < lanes; k++) {
-                    const int pixel = r * TILE + x + k;
-                    const float before = transmittance[pixel];
-                    const float alpha = std::min(alphas[k], MAX_ALPHA);
-                    if (alpha < MIN_ALPHA || before < 0.0f) continue;
-                    const float after = before * (1.0f - alpha);
-                    if (after < MIN_TRANSMITTANCE) {
-                        transmittance[pixel] = -before;
-                        live--;
-                        continue;
+                Lanes lanes;
+                live -= advance(g, dx, dy, count, scratch.transmittance + pixel, lanes);
+                float along[LANES] = {};
+                if constexpr (PLANES) {
+                    for (int c = 0; c < channels; c++) {
+#pragma omp simd
+                        for (int k = 0; k < LANES; k++) {
+                            const float grad = gradients[c * (PIXELS + LANES) + pixel + k];
+                            along[k] += grad * features[c];
+                            feature_grad[c * LANES + k] += lanes.weight[k] * grad;
+                        }
                     }
-                    drawn = true;
-                    transmittance[pixel] = after;
-                    const float weight = alpha * before;
-                    const float *const grad = gradients + pixel * padded;
-                    float along = 0.0f;
-#pragma omp simd reduction(+ : along)
-                    for (int c = 0; c < padded; c++) along += grad[c] * payload[c];
-                    along += scratch.grad_alpha[pixel];
-                    for (int c = 0; c < padded; c++) payload_grad[c] += weight * grad[c];
-                    const float behind = scratch.behind[pixel] -= weight * along;
-                    const float grad_alpha = before * along - behind / (1.0f - alpha);
-                    powers[k] = alphas[k] < MAX_ALPHA ? grad_alpha * alpha : 0.0f;
+                } else {
+                    for (int k = 0; k < count; k++) {
+                        const float weight = lanes.weight[k];
+                        if (weight == 0.0f) continue;
+                        const float *const grad = gradients + (pixel + k) * padded;
+                        float dot = 0.0f;
+#pragma omp simd reduction(+ : dot)
+                        for (int c = 0; c < padded; c++) dot += grad[c] * features[c];
+#pragma omp simd
+                        for (int c = 0; c < padded; c++) feature_grad[c] += weight * grad[c];
+                        along[k] = dot;
+                    }
                 }
-                if (!drawn) continue;
-                any = true;
+#pragma omp simd reduction(+ : drawn)
                 for (int k = 0; k < LANES; k++) {
-                    const float ox = dx + float(k), p = powers[k], px = p * ox, py = p * dy;
+                    const float weight = lanes.weight[k], alpha = lanes.alpha[k];
+                    const float whole =
+                        along[k] + scratch.alpha[pixel + k] + scratch.depth[pixel + k] * g.depth;
+                    const float behind = scratch.behind[pixel + k] - weight * whole;
+                    scratch.behind[pixel + k] = behind;
+                    depth_grad[k] += weight * scratch.depth[pixel + k];
+                    const float by_alpha = lanes.before[k] * whole - behind / (1.0f - alpha);
+                    const int moves = (weight > 0.0f) & (lanes.raw[k] < MAX_ALPHA);
+                    const float p = moves ? by_alpha * alpha : 0.0f;
+                    const float ox = dx + float(k), px = p * ox, py = p * dy;
+                    drawn += weight;
                     m0[k] += p;
                     mx[k] += px;
                     my[k] += py;
@@ -392,51 +479,48 @@ GHA_INLINE void backward_tile(const Bins &bins, int v, int tile, const Scene &sc
                 }
             }
         }
-        touched[e] = any;
-        if (!any) continue;
-        auto sum = [](const float *lanes) {
-            float total = 0.0f;
-            for (int k = 0; k < LANES; k++) total += lanes[k];
-            return total;
-        };
+        touched[e] = drawn > 0.0f;
+        if (!touched[e]) continue;
         float *const row = rows + e * size;
-        std::copy_n(payload_grad, padded, row);
+        for (int c = 0; c < channels; c++)
+            row[c] = PLANES ? sum_of(feature_grad + c * LANES) : feature_grad[c];
+        float *const geometry = row + padded;
         // power = -(a dx² + c dy²) / 2 - b dx dy, and dx = pixel - mean.
-        const float sx = sum(mx), sy = sum(my);
-        row[padded + 0] = g.a * sx + g.b * sy;
-        row[padded + 1] = g.b * sx + g.c * sy;
-        row[padded + 2] = -0.5f * sum(mxx);
-        row[padded + 3] = -sum(mxy);
-        row[padded + 4] = -0.5f * sum(myy);
-        row[padded + 5] = sum(m0) / g.opacity;
+        const float sx = sum_of(mx), sy = sum_of(my);
+        geometry[0] = g.a * sx + g.b * sy;
+        geometry[1] = g.b * sx + g.c * sy;
+        geometry[2] = -0.5f * sum_of(mxx);
+        geometry[3] = -sum_of(mxy);
+        geometry[4] = -0.5f * sum_of(myy);
+        geometry[5] = sum_of(m0) / g.opacity;
+        geometry[6] = sum_of(depth_grad);
     }
 }
 
-#define GHA_SPECIALISE(NAME, CHANNELS, PADDED)                                                     \
+#define GHA_SPECIALISE(NAME, CHANNELS, PADDED, PLANES)                                             \
     GHA_MULTIVERSION void forward_##NAME(const Bins &bins, int v, int tile, const Scene &scene,    \
-                                         const float *background, float *image, float *alpha,     \
+                                         const float *background, float *image, float *alpha,      \
                                          float *depth, Scratch &scratch) {                         \
-        forward_tile<CHANNELS, PADDED>(bins, v, tile, scene, background, image, alpha, depth,      \
-                                       scratch);                                                   \
+        forward_tile<CHANNELS, PADDED, PLANES>(bins, v, tile, scene, background, image, alpha,     \
+                                               depth, scratch);                                    \
     }                                                                                              \
     GHA_MULTIVERSION void backward_##NAME(const Bins &bins, int v, int tile, const Scene &scene,   \
                                           const Images &out, const Images &gradient, float *rows,  \
                                           uint8_t *touched, Scratch &scratch) {                    \
-        backward_tile<CHANNELS, PADDED>(bins, v, tile, scene, out, gradient, rows, touched,        \
-                                        scratch);                                                  \
+        backward_tile<CHANNELS, PADDED, PLANES>(bins, v, tile, scene, out, gradient, rows,         \
+                                                touched, scratch);                                 \
     }
 } // namespace
 
 // Not in the anonymous namespace: target_clones needs linkage.
-GHA_SPECIALISE(splat_3, 3, 4)
-GHA_SPECIALISE(splat_32, 32, 40)
-GHA_SPECIALISE(splat_any, 0, 0)
+GHA_SPECIALISE(splat_3, 3, 3, true)
+GHA_SPECIALISE(splat_32, 32, 32, false)
+GHA_SPECIALISE(splat_any, 0, 0, false)
 
 namespace {
 
 int padded_size(int channels) {
-    if (channels == 3) return 4;
-    return (channels + 1 + 7) / 8 * 8;
+    return channels == 3 ? 3 : (channels + LANES - 1) / LANES * LANES;
 }
 
 using In1 = Array<const float, nb::ndim<1>>;
@@ -456,12 +540,14 @@ Bins *splat_forward(In3 means2d, In3 conics, In2 depths, Array<const bool, nb::n
     bins->count = int(depths.shape(1));
     bins->height = int(image.shape(1));
     bins->width = int(image.shape(2));
-    bins->across = (bins->width + TILE - 1) / TILE;
-    bins->down = (bins->height + TILE - 1) / TILE;
+    bins->across = (bins->width + TILE_WIDTH - 1) / TILE_WIDTH;
+    bins->down = (bins->height + TILE_HEIGHT - 1) / TILE_HEIGHT;
     bins->view.resize(bins->views);
     const int channels = int(features.shape(1));
-    const Scene scene{depths.data(), features.data(), channels, padded_size(channels)};
-    const auto run = channels == 3 ? forward_splat_3 : channels == 32 ? forward_splat_32 : forward_splat_any;
+    const Scene scene{features.data(), channels, padded_size(channels)};
+    const auto run = channels == 3    ? forward_splat_3
+                     : channels == 32 ? forward_splat_32
+                                      : forward_splat_any;
     const int tiles = bins->across * bins->down, jobs = tiles * bins->views;
     const size_t count = size_t(bins->count);
 
@@ -482,15 +568,17 @@ Bins *splat_forward(In3 means2d, In3 conics, In2 depths, Array<const bool, nb::n
     return bins.release();
 }
 
-void splat_backward(const Bins &bins, In2 depths, In2 features, In4 image, In3 alpha, In3 depth,
+void splat_backward(const Bins &bins, In2 features, In4 image, In3 alpha, In3 depth,
                     In4 grad_image, In3 grad_alpha, In3 grad_depth, Out3 grad_means2d,
                     Out3 grad_conics, Out2 grad_depths, Out1 grad_opacities, Out2 grad_features,
                     int threads) {
     const int channels = int(features.shape(1));
-    const Scene scene{depths.data(), features.data(), channels, padded_size(channels)};
+    const Scene scene{features.data(), channels, padded_size(channels)};
     const Images out{image.data(), alpha.data(), depth.data()};
     const Images gradient{grad_image.data(), grad_alpha.data(), grad_depth.data()};
-    const auto run = channels == 3 ? backward_splat_3 : channels == 32 ? backward_splat_32 : backward_splat_any;
+    const auto run = channels == 3    ? backward_splat_3
+                     : channels == 32 ? backward_splat_32
+                                      : backward_splat_any;
     const int tiles = bins.across * bins.down, jobs = tiles * bins.views;
     const size_t size = scene.padded + GEOMETRY, count = size_t(bins.count);
 
@@ -531,7 +619,7 @@ void splat_backward(const Bins &bins, In2 depths, In2 features, In4 image, In3 a
                 const size_t at = v * count + i;
                 const float *const geometry = sum.data() + scene.padded;
                 for (int c = 0; c < channels; c++) features_out[c] += sum[c];
-                grad_depths.data()[at] = sum[channels];
+                grad_depths.data()[at] = geometry[6];
                 std::copy_n(geometry, 2, grad_means2d.data() + at * 2);
                 std::copy_n(geometry + 2, 3, grad_conics.data() + at * 3);
                 opacity += geometry[5];
@@ -544,7 +632,7 @@ void splat_backward(const Bins &bins, In2 depths, In2 features, In4 image, In3 a
 } // namespace
 
 void bind_splatting(nb::module_ &m) {
-    // Tensors that are alive when Python exits keep their graph, and with it the bins, alive: no leak.
+    // Tensors alive at the exit of Python keep their graph alive and with it the bins: no leak.
     nb::set_leak_warnings(false);
     nb::class_<Bins>(m, "SplatBins", "Per view: Gaussians in depth order and the tiles they touch.");
     m.def("splat_forward", &splat_forward, nb::rv_policy::take_ownership,

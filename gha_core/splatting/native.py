@@ -77,7 +77,7 @@ class _Composite(torch.autograd.Function):
         outputs = [torch.empty_like(v) for v in (means2d, conics, depths, opacities, features)]
         splat_backward(
             ctx.bins,
-            *_arrays(depths, features, image, alpha, depth),
+            *_arrays(features, image, alpha, depth),
             *_arrays(*(g.contiguous() for g in (grad_image, grad_alpha, grad_depth))),
             *_arrays(*outputs),
             torch.get_num_threads(),
