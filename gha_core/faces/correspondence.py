@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 
 from gha_core.artifacts.images import Image
 from gha_core.errors import AssetError
+from gha_core.faces.drift import fit_drift, view_features
 from gha_core.faces.model import FaceModel
 from gha_core.faces.portrait import (
     Painter,
@@ -33,10 +34,12 @@ Ints = NDArray[np.int64]
 Detect = Callable[[Image], tuple[Floats, float] | None]
 
 IRIS_POINTS = 468  # from here on the detector's points lie on the eyeballs
-PORTRAITS, SIZE, SEED = 100, 256, 7
+PORTRAITS, SIZE, SEED = 140, 256, 7
+MAX_YAW, MAX_PITCH = 48.0, 16.0  # degrees
 MIN_CONFIDENCE, MIN_SEEN, MIN_FACING = 0.5, 0.15, 0.25
 SNAP = 0.03  # furthest step to the nearest surface that may carry the point, head lengths
 NEAR = 0.035  # radius of the final search around the best place found, head lengths
+OUTLIER = 0.06  # errors count no more than this, head lengths
 SPREAD = 0.012  # residual at which a point's confidence has fallen to a half, head lengths
 EXPRESSIONS: tuple[dict[str, float], ...] = (
     {},
@@ -59,6 +62,8 @@ class Sighting:
         points: [L, 2] found, pixels.
         triangles: [L] seen there (-1 = nothing usable); weights: [L, 3] barycentric.
         unit: pixels per head length at the head's distance.
+        view: [6] features of the view (:func:`gha_core.faces.drift.view_features`).
+        trust: the detector's confidence.
     """
 
     screen: Floats
@@ -67,6 +72,8 @@ class Sighting:
     triangles: Ints
     weights: Floats
     unit: float
+    view: Floats
+    trust: float
 
 
 def fit_landmarks(model: FaceModel, detect: Detect, portraits: int = PORTRAITS) -> FaceModel:
@@ -87,7 +94,7 @@ def fit_landmarks(model: FaceModel, detect: Detect, portraits: int = PORTRAITS) 
         portrait = painter.portrait(vertices, camera, light)
         found = detect(portrait.image)
         if found is not None and found[1] >= MIN_CONFIDENCE:
-            sightings.append(_lift(painter, portrait, vertices, found[0]))
+            sightings.append(_lift(painter, portrait, vertices, *found))
     if len(sightings) < portraits // 3:
         raise AssetError(
             f"The landmark detector found the head model's face in {len(sightings)} of {portraits} "
@@ -96,12 +103,29 @@ def fit_landmarks(model: FaceModel, detect: Detect, portraits: int = PORTRAITS) 
     locate = _Locator(model, sightings)
     places = [locate(point) for point in range(len(sightings[0].points))]
     kept = [(index, place) for index, place in enumerate(places) if place is not None]
+    indices = np.array([index for index, _ in kept])
+    triangles = np.array([place.triangle for _, place in kept])
+    weights = np.stack([place.weights for _, place in kept])
+    confidence = np.array([place.confidence for _, place in kept])
+    drift = _drift(sightings, indices, locate.project(triangles, weights))
     return model.with_landmarks(
-        torch.tensor([index for index, _ in kept]),
-        torch.tensor([place.triangle for _, place in kept]),
-        torch.tensor(np.stack([place.weights for _, place in kept]), dtype=torch.float32),
-        torch.tensor([place.confidence for _, place in kept], dtype=torch.float32),
+        torch.from_numpy(indices),
+        torch.from_numpy(triangles),
+        torch.from_numpy(weights).float(),
+        torch.from_numpy(confidence).float(),
+        torch.from_numpy(drift).float(),
     )
+
+
+def _drift(sightings: list[Sighting], indices: Ints, places: Floats) -> Floats:
+    """[L, 2, 6] from what was found and the projected places [R, L, 2]."""
+    units = np.array([sighting.unit for sighting in sightings])
+    found = np.stack([sighting.points[indices] for sighting in sightings])
+    errors = (found - places) / units[:, None, None]
+    size = np.linalg.norm(errors, axis=-1, keepdims=True)
+    errors *= np.minimum(1, OUTLIER / np.maximum(size, 1e-9))
+    views = np.stack([sighting.view for sighting in sightings])
+    return fit_drift(views, errors, np.array([sighting.trust for sighting in sightings]))
 
 
 def _draw(
@@ -118,13 +142,15 @@ def _draw(
     vertices = model.vertices(
         torch.tensor(identity, dtype=torch.float32), torch.tensor(amounts, dtype=torch.float32)
     )
-    yaw = float(((number * 7) % 13 - 6) / 6 * 36 + rng.uniform(-3, 3))
-    pitch = float(rng.uniform(-14, 14))
+    yaw = float(((number * 7) % 13 - 6) / 6 * MAX_YAW + rng.uniform(-3, 3))
+    pitch = float(rng.uniform(-MAX_PITCH, MAX_PITCH))
     light = np.array([rng.uniform(-0.7, 0.7), rng.uniform(0.1, 0.9), 1.0])
     return vertices.double().numpy(), yaw, pitch, light
 
 
-def _lift(painter: Painter, portrait: Portrait, vertices: Floats, points: Floats) -> Sighting:
+def _lift(
+    painter: Painter, portrait: Portrait, vertices: Floats, points: Floats, trust: float
+) -> Sighting:
     """What surface the detector's points show. A point may sit just beside the surface that it
     means (an inner lip on the teeth, the jaw line on the backdrop): take the nearest that can."""
     camera, faces = portrait.camera, painter.faces
@@ -159,6 +185,8 @@ def _lift(painter: Painter, portrait: Portrait, vertices: Floats, points: Floats
         triangles=triangles,
         weights=weights,
         unit=unit,
+        view=view_features(camera.centre),
+        trust=trust,
     )
 
 
@@ -192,6 +220,12 @@ class _Locator:
         facing = np.stack([sighting.facing for sighting in sightings])
         facing = np.take_along_axis(facing, self.triangles.clip(0), 1)
         self.share = np.where((self.triangles >= 0) & (facing > MIN_FACING), facing, 0.0)
+
+    def project(self, triangles: Ints, weights: Floats) -> Floats:
+        """[R, L, 2] pixels of places ``weights`` [L, 3] on ``triangles`` [L] in all portraits."""
+        corners = self.screen[:, self.faces[triangles]]
+        places = np.einsum("lk,rlki->rli", weights, corners)
+        return places[..., :2] / places[..., 2:]
 
     def __call__(self, point: int) -> _Place | None:
         useful = np.flatnonzero(self.share[:, point])

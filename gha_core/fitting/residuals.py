@@ -13,6 +13,7 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from gha_core.faces.drift import expected_drift
 from gha_core.fitting import rotations
 from gha_core.fitting.observations import LandmarkModel, Observations
 
@@ -94,7 +95,29 @@ class Quadratic:
     shared_gradient: Floats
 
 
-def facing_weights(state: State, landmarks: LandmarkModel, observations: Observations) -> Floats:
+@dataclass(frozen=True)
+class Conditions:
+    """What depends on the view so slowly that it stays fixed during a minimisation.
+
+    Attributes:
+        trust: [T, C, L] weight of each landmark: confidence, and how squarely it faces the camera.
+        drift: [T, C, L, 2] expected error of the detector, head lengths.
+    """
+
+    trust: Floats
+    drift: Floats
+
+    @staticmethod
+    def at(state: State, landmarks: LandmarkModel, observations: Observations) -> Conditions:
+        matrices, extrinsics = state.matrices, observations.extrinsics
+        facing = _facing(state, landmarks, observations)
+        return Conditions(
+            facing * landmarks.weights * observations.confidence[..., None],
+            expected_drift(landmarks.drift, matrices, state.translation, extrinsics),
+        )
+
+
+def _facing(state: State, landmarks: LandmarkModel, observations: Observations) -> Floats:
     """[T, C, L] how squarely each landmark faces each camera, 0 where it is turned away: the
     detector still reports such points, but slides them along the silhouette."""
     turned = np.einsum("tij,lj->tli", state.matrices, landmarks.normals)
@@ -109,14 +132,10 @@ def residuals(
     state: State,
     landmarks: LandmarkModel,
     observations: Observations,
-    trust: Floats,
+    conditions: Conditions,
     robust: float,
 ) -> Residuals:
-    """Residuals at ``state``, Geman-McClure down-weighted beyond ``robust`` head lengths.
-
-    Args:
-        trust: [T, C, L] weights that do not depend on the residual.
-    """
+    """Residuals at ``state``, Geman-McClure down-weighted beyond ``robust`` head lengths."""
     head = landmarks.shape(state.identity, state.expression)
     world = state.scale * head @ state.matrices.swapaxes(-1, -2) + state.translation[:, None]
     extrinsics, K = observations.extrinsics, observations.intrinsics
@@ -129,8 +148,9 @@ def residuals(
     missing = np.isnan(seen[..., 0])
     centre = np.einsum("cij,tj->tci", extrinsics[..., :3], state.translation) + extrinsics[..., 3]
     unit = K[None, :, 0, 0] * state.scale / np.maximum(centre[..., 2], 1e-3)
-    values = np.where(missing[..., None], 0.0, pixels - seen) / unit[..., None, None]
-    base = np.where(missing, 0.0, trust) / SIGMA**2 * INDEPENDENT
+    error = (pixels - seen) / unit[..., None, None] + conditions.drift
+    values = np.where(missing[..., None], 0.0, error)
+    base = np.where(missing, 0.0, conditions.trust) / SIGMA**2 * INDEPENDENT
     squared = (values**2).sum(-1)
     calm = 1 + squared / robust**2
     energy = float(0.5 * (base * squared / calm).sum())

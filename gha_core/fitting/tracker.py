@@ -24,11 +24,11 @@ from gha_core.fitting.initial_pose import initial_pose
 from gha_core.fitting.observations import LandmarkModel, Observations
 from gha_core.fitting.residuals import (
     POSE,
+    Conditions,
     Quadratic,
     Residuals,
     State,
     Unknown,
-    facing_weights,
     linearise,
     residuals,
 )
@@ -232,11 +232,10 @@ class _Fitter:
     ) -> State:
         """Levenberg-Marquardt; ``wide`` > 1: with a more forgiving robust loss, from far away."""
         robust = self.settings.robust * wide
-        facing = facing_weights(state, self.landmarks, observations)
-        trust = facing * self.landmarks.weights * observations.confidence[..., None]
+        conditions = Conditions.at(state, self.landmarks, observations)
 
         def evaluate(at: State) -> tuple[Residuals, float]:
-            found = residuals(at, self.landmarks, observations, trust, robust)
+            found = residuals(at, self.landmarks, observations, conditions, robust)
             return found, found.energy + prior(at)
 
         found, energy = evaluate(state)
@@ -316,11 +315,12 @@ def _copy(q: Quadratic) -> Quadratic:
 def _result(
     state: State, landmarks: LandmarkModel, observations: Observations, settings: Settings
 ) -> Track:
-    facing = facing_weights(state, landmarks, observations)
-    visible = facing * (landmarks.weights > 0.1) * (observations.confidence > 0)[..., None]
-    found = residuals(state, landmarks, observations, visible, settings.robust)
+    conditions = Conditions.at(state, landmarks, observations)
+    found = residuals(state, landmarks, observations, conditions, settings.robust)
     squared = (found.values**2).sum(-1)
-    weight = np.where(np.isfinite(observations.points[:, :, landmarks.points, 0]), visible, 0.0)
+    weight = np.where(
+        np.isfinite(observations.points[:, :, landmarks.points, 0]), conditions.trust, 0.0
+    )
     total = weight.sum(-1)
     with np.errstate(invalid="ignore", divide="ignore"):
         relative = np.sqrt((weight * squared).sum(-1) / total)
