@@ -22,7 +22,14 @@ from gha_core.artifacts.images import Image, encode_jpeg
 from gha_core.artifacts.stage_folder import write_json
 from gha_core.artifacts.tables import write_table
 from gha_core.dataset import Dataset, View
-from gha_core.geometry.frames import TrackedFace, TrainingFrame, load_frames
+from gha_core.geometry.extraction import Surface
+from gha_core.geometry.frames import (
+    TrackedFace,
+    TrainingFrame,
+    load_frames,
+    subject_box,
+    within_box,
+)
 from gha_core.geometry.losses import LossWeights
 from gha_core.geometry.mesh import (
     coloured_picture,
@@ -35,7 +42,6 @@ from gha_core.geometry.training import (
     TrainingState,
     animate,
     extract,
-    grid_box,
     train,
 )
 from tasks.stage import Inputs, StageParams
@@ -53,7 +59,7 @@ class Weights(StageParams):
     landmarks: float = Field(1.0, ge=0, description="deformed neutral landmarks vs tracked ones")
     offset: float = Field(0.01, ge=0, description="size of learned displacements and grid offsets")
     surface: float = Field(0.1, ge=0, description="|signed distance| at the neutral landmarks")
-    laplacian: float = Field(2000.0, ge=0, description="roughness, scaled to a grid of 128 cells")
+    laplacian: float = Field(2.0, ge=0, description="bumps, in units of the grid's spacing")
 
 
 class Params(StageParams):
@@ -62,8 +68,8 @@ class Params(StageParams):
     resolution: int = Field(
         32, ge=8, le=256, description="cells along the longest side of the grid's box"
     )
-    subdivisions: int = Field(
-        0, ge=0, le=2, description="halvings of the grid before the final mesh is taken from it"
+    output_resolution: int = Field(
+        48, ge=8, le=512, description="the same, of the finer grid that the final mesh comes from"
     )
     width: int = Field(64, ge=8, le=512, description="hidden width of the networks; paper: 256")
     steps: int = Field(800, ge=1, description="training steps; paper: 10000")
@@ -79,7 +85,10 @@ class Params(StageParams):
     t2: float = Field(0.25, gt=0, description="from here on the pose rules alone; head lengths")
     softness: float = Field(2.0, gt=0, description="half width of the soft silhouette, px")
     margin: float = Field(
-        0.25, ge=0, description="room for hair around the tracked head; head lengths"
+        0.15, ge=0, description="least room around the tracked head in the box; head lengths"
+    )
+    reach: float = Field(
+        0.6, ge=0, description="most room, where the mattes show hair or shoulders; head lengths"
     )
     sphere_radius: float = Field(0.5, gt=0, description="of the first mesh; head lengths")
     sphere_steps: int = Field(300, ge=1, description="steps of the fit to that sphere")
@@ -111,22 +120,27 @@ def run(inputs: Inputs, params: Params, out: Path) -> None:
     began = time.monotonic()
     dataset = Dataset(inputs["ingest"], inputs["matting"], inputs["tracking"], inputs.splits)
     face = TrackedFace.load(inputs["tracking"] / "identity.safetensors")
-    lower, upper = grid_box(face, params.margin)
-    frames = load_frames(dataset, params.image_size, params.frames, lower, upper)
-    state = train(frames, face, params.settings, inputs.seed, inputs.work / "geometry.safetensors")
+    frames = load_frames(dataset, params.image_size, params.frames)
+    box = subject_box(frames, face, params.margin, params.reach)
+    frames = within_box(frames, box)
+    checkpoint = inputs.work / "geometry.safetensors"
+    state = train(frames, face, box, params.settings, inputs.seed, checkpoint)
 
-    mesh, parts = _neutral_mesh(state, face, frames, params)
+    surface = extract(state, face, box, params.settings, params.output_resolution)
+    mesh, parts = _neutral_mesh(state, surface, face, frames, params.settings)
     networks = {f"net.{name}": value for name, value in state.networks.state_dict().items()}
     save_file(mesh | networks, out / "geometry.safetensors")
     write_ply(out / "mesh.ply", mesh["vertices"], mesh["faces"], mesh["colours"])
     write_table(out / "history.parquet", schemas.HISTORY, state.history)
-    (out / "preview.jpg").write_bytes(encode_jpeg(_preview(dataset, state, face, params), 90))
+    preview = _preview(dataset, state, surface, face, params.settings)
+    (out / "preview.jpg").write_bytes(encode_jpeg(preview, 90))
     write_json(
         out / "summary.json",
         {
             "vertices": len(mesh["vertices"]),
             "triangles": len(mesh["faces"]),
             "parts_removed": parts - 1,
+            "box": {"lower": box.lower.round(4).tolist(), "upper": box.upper.round(4).tolist()},
             "timesteps": len(frames),
             "views": sum(len(frame.views) for frame in frames),
             "steps": state.step,
@@ -139,11 +153,13 @@ def run(inputs: Inputs, params: Params, out: Path) -> None:
 
 
 def _neutral_mesh(
-    state: TrainingState, face: TrackedFace, frames: list[TrainingFrame], params: Params
+    state: TrainingState,
+    surface: Surface,
+    face: TrackedFace,
+    frames: list[TrainingFrame],
+    settings: Settings,
 ) -> tuple[dict[str, Tensor], int]:
     """The tensors of the artifact, and how many parts the surface had."""
-    settings = params.settings
-    surface = extract(state, face, settings, params.subdivisions)
     poses = torch.stack([frame.pose_vector for frame in frames])
     typical = poses[(poses - poses.median(0).values).norm(dim=1).argmin()]
     rest = torch.zeros(len(face.expression_basis))
@@ -160,10 +176,14 @@ def _neutral_mesh(
     }, part.parts
 
 
-def _preview(dataset: Dataset, state: TrainingState, face: TrackedFace, params: Params) -> Image:
-    """Photos of one training timestep beside the animated mesh, and the neutral mesh as clay."""
-    settings = params.settings
-    surface = extract(state, face, settings, params.subdivisions)
+def _preview(
+    dataset: Dataset,
+    state: TrainingState,
+    surface: Surface,
+    face: TrackedFace,
+    settings: Settings,
+) -> Image:
+    """Photos of one training timestep above the animated mesh, and the neutral mesh as clay."""
     views = _preview_views(dataset.train)
     rows: dict[str, dict[str, Image]] = {"photo": {}, "coloured": {}, "shaded": {}, "neutral": {}}
     for view in views:
@@ -211,6 +231,6 @@ def _warnings(mesh: dict[str, Tensor], state: TrainingState) -> list[str]:
     if len(mesh["vertices"]) > 40_000:
         found.append(
             f"The mesh has {len(mesh['vertices'])} vertices; the avatar stage makes a Gaussian of "
-            "each. Lower geometry.resolution or geometry.subdivisions if that is too slow."
+            "each. Lower geometry.output_resolution if that is too slow."
         )
     return found

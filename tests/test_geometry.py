@@ -19,11 +19,14 @@ from gha_core.geometry import losses
 from gha_core.geometry.expression_prior import carry, closest_on_triangle
 from gha_core.geometry.extraction import Extractor, fit_sphere
 from gha_core.geometry.frames import (
+    Box,
     TrackedFace,
     TrainingFrame,
     TrainingView,
     check_frames,
+    subject_box,
     usable_pixels,
+    within_box,
 )
 from gha_core.geometry.losses import LossWeights
 from gha_core.geometry.marching import blend, cross, interpolate
@@ -37,7 +40,7 @@ from gha_core.geometry.networks import (
     positional_encoding,
 )
 from gha_core.geometry.tetrahedra import TetGrid, body_centred_grid
-from gha_core.geometry.training import Settings, extract, grid_box, train
+from gha_core.geometry.training import Settings, extract, train
 from gha_core.mesh_rasterisation import mesh_edges, render_mesh
 from gha_core.pose import HeadPose
 
@@ -285,6 +288,9 @@ SMALL = Settings(
 )
 
 
+BOX = Box(np.array([-0.6, -0.75, -0.6]), np.array([0.6, 0.75, 0.8]))
+
+
 def blob_person() -> tuple[TrackedFace, Tensor]:
     """An egg with a nose, and its colours."""
     generator = torch.Generator().manual_seed(0)
@@ -300,7 +306,6 @@ def blob_person() -> tuple[TrackedFace, Tensor]:
 
 
 def film(face: TrackedFace, colours: Tensor, size: int = 48) -> list[TrainingFrame]:
-    lower, upper = grid_box(face, SMALL.margin)
     frames = []
     for timestep in range(4):
         pose = HeadPose(np.array([0, 0.1 * timestep, 0]), np.array([0.01, 0, 0]), 0.24)
@@ -316,8 +321,7 @@ def film(face: TrackedFace, colours: Tensor, size: int = 48) -> list[TrainingFra
             picture = render_mesh(world, face.faces, colours, K, w2c, size, size)
             image = (picture.attributes.clamp(0, 1) * 255).to(torch.uint8).numpy()
             matte = (picture.silhouette * 255).to(torch.uint8).numpy()
-            usable = usable_pixels(camera, pose, lower, upper)
-            views.append(TrainingView(camera, image, matte, usable))
+            views.append(TrainingView(camera, image, matte, np.ones((size, size), bool)))
         landmarks = shape[::12].clone()
         frames.append(TrainingFrame("S", timestep, pose, expression, landmarks, tuple(views)))
     return frames
@@ -332,8 +336,8 @@ def person() -> tuple[TrackedFace, list[TrainingFrame]]:
 @pytest.mark.slow
 def test_training_finds_the_shape(person: tuple[TrackedFace, list[TrainingFrame]]) -> None:
     face, frames = person
-    state = train(frames, face, SMALL, seed=0)
-    surface = extract(state, face, SMALL)
+    state = train(frames, face, BOX, SMALL, seed=0)
+    surface = extract(state, face, BOX, SMALL)
     distance = torch.cdist(face.vertices, surface.vertices).amin(1)
     sphere = (face.vertices.norm(dim=1) - SMALL.sphere_radius).abs()
     assert distance.mean() < 0.035
@@ -351,7 +355,7 @@ def test_a_killed_run_goes_on_to_the_same_result(
     short = dataclasses.replace(
         SMALL, steps=9, sphere_steps=20, sweep_every=3, checkpoint_seconds=0.0
     )
-    whole = train(frames, face, short, seed=1)
+    whole = train(frames, face, BOX, short, seed=1)
     checkpoint = tmp_path / "checkpoint.safetensors"
 
     class Killed(Exception):
@@ -367,9 +371,9 @@ def test_a_killed_run_goes_on_to_the_same_result(
             return super().__getitem__(index)
 
     with pytest.raises(Killed):
-        train(FramesThatEnd(frames), face, short, 1, checkpoint)
+        train(FramesThatEnd(frames), face, BOX, short, 1, checkpoint)
     assert checkpoint.exists()
-    resumed = train(frames, face, short, 1, checkpoint)
+    resumed = train(frames, face, BOX, short, 1, checkpoint)
     assert resumed.history == whole.history
     for name, value in whole.networks.state_dict().items():
         assert torch.equal(value, resumed.networks.state_dict()[name]), name
@@ -377,7 +381,7 @@ def test_a_killed_run_goes_on_to_the_same_result(
 
     checkpoint.write_bytes(checkpoint.read_bytes()[:1000])
     with pytest.raises(ArtifactError, match="cannot be continued"):
-        train(frames, face, short, 1, checkpoint)
+        train(frames, face, BOX, short, 1, checkpoint)
 
 
 def test_gradients_at_crossed_edges_only_are_the_gradients_of_the_whole_grid(
@@ -443,6 +447,35 @@ def test_frames_that_cannot_work_are_refused_before_training(
     blind = dataclasses.replace(frame.views[0].camera, w2c=away)
     with pytest.raises(StageError, match="behind the camera"):
         check_frames([changed(frame, camera=blind)])
+
+
+def test_the_box_holds_the_head_and_what_the_mattes_show_up_to_a_limit(
+    person: tuple[TrackedFace, list[TrainingFrame]],
+) -> None:
+    face, frames = person
+    low, high = face.vertices.amin(0).numpy(), face.vertices.amax(0).numpy()
+    tight = subject_box(frames, face, margin=0.2, reach=0.5)
+    assert np.allclose(tight.lower, low - 0.2, atol=0.03)  # the mattes show no more than the head
+    assert np.allclose(tight.upper, high + 0.2, atol=0.03)
+    everything = np.full((48, 48), 255, np.uint8)
+    wide = subject_box([changed(frames[0], matte=everything)], face, margin=0.1, reach=0.3)
+    assert np.allclose(wide.lower, low - 0.3)
+    assert np.allclose(wide.upper, high + 0.3)
+
+
+def test_pixels_beside_and_under_the_box_do_not_count(
+    person: tuple[TrackedFace, list[TrainingFrame]],
+) -> None:
+    frame = person[1][0]
+    box = Box(np.array([-0.1, -0.1, -0.1]), np.array([0.1, 0.1, 0.1]))
+    view = within_box([frame], box)[0].views[1]
+    x, y = view.camera.project(frame.pose.to_world(np.zeros(3)))
+    assert view.usable[int(y), int(x)]
+    assert not view.usable[0].any()
+    assert not view.usable[:, 0].any()
+    floor = view.camera.project(frame.pose.to_world(np.array([0, -0.1, 0])))
+    assert not view.usable[int(floor[1]), int(floor[0])]
+    assert np.array_equal(view.usable, usable_pixels(view.camera, frame.pose, box))
 
 
 # the finished mesh -------------------------------------------------------------------------------

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import cv2
@@ -51,13 +51,22 @@ class TrackedFace:
 
 
 @dataclass(frozen=True)
+class Box:
+    """Opposite corners [3] of an axis-aligned box in head space."""
+
+    lower: NDArray[np.float64]
+    upper: NDArray[np.float64]
+
+
+@dataclass(frozen=True)
 class TrainingView:
     """One small image.
 
     Attributes:
         camera: resized to the image.
         image: [H, W, 3] uint8 sRGB; matte: [H, W] uint8, 255 = foreground.
-        usable: [H, W] bool, False where the photo or the grid's box does not reach.
+        usable: [H, W] bool, False where the photo does not reach (or, once :func:`within_box` has
+            run, the box of the grid).
     """
 
     camera: Camera
@@ -89,14 +98,11 @@ class TrainingFrame:
         return self.pose.scale * points @ rotation.T + translation
 
 
-def load_frames(
-    dataset: Dataset, size: int, limit: int, lower: Tensor, upper: Tensor
-) -> list[TrainingFrame]:
+def load_frames(dataset: Dataset, size: int, limit: int) -> list[TrainingFrame]:
     """Read at most ``limit`` training timesteps, evenly spread over all of them.
 
     Args:
         size: longest side of the small images, pixels.
-        lower, upper: [3] the box of the grid in head space.
 
     Raises:
         StageError: there are no training views, their mattes are empty, or no camera looks at the
@@ -113,7 +119,7 @@ def load_frames(
     keys = sorted(groups)
     count = min(limit, len(keys))
     chosen = [keys[index * len(keys) // count] for index in range(count)]
-    frames = [_load_frame(dataset, groups[key], size, lower, upper) for key in chosen]
+    frames = [_load_frame(dataset, groups[key], size) for key in chosen]
     check_frames(frames)
     return frames
 
@@ -143,21 +149,60 @@ def check_frames(frames: Sequence[TrainingFrame]) -> None:
         )
 
 
-def usable_pixels(camera: Camera, pose: HeadPose, lower: Tensor, upper: Tensor) -> NDArray:
-    """[H, W] bool: the ray meets the box of the grid, and does not leave it through its floor,
-    under which the matte shows a torso that the grid cannot hold."""
-    corners = np.array(
-        [[x, y, z] for y in _ends(lower, upper, 1) for x in _ends(lower, upper, 0)
-         for z in _ends(lower, upper, 2)]
-    )  # fmt: skip
+def subject_box(
+    frames: Sequence[TrainingFrame], face: TrackedFace, margin: float, reach: float
+) -> Box:
+    """The box of the grid, head space: the tracked head with ``margin`` around it, and beyond that,
+    up to ``reach`` from it, whatever the mattes show at the distance of the head (hair, shoulders).
+    """
+    low, high = face.vertices.amin(0).numpy(), face.vertices.amax(0).numpy()
+    seen = [_seen_extent(frame.pose, view) for frame in frames for view in frame.views]
+    points = np.concatenate([low[None], high[None], *seen])
+    return Box(
+        np.clip(points.min(0), low - reach, low - margin),
+        np.clip(points.max(0), high + margin, high + reach),
+    )
+
+
+def within_box(frames: Sequence[TrainingFrame], box: Box) -> list[TrainingFrame]:
+    """The frames with the pixels that the grid cannot explain marked unusable."""
+    return [
+        replace(
+            frame,
+            views=tuple(
+                replace(view, usable=view.usable & usable_pixels(view.camera, frame.pose, box))
+                for view in frame.views
+            ),
+        )
+        for frame in frames
+    ]
+
+
+def usable_pixels(camera: Camera, pose: HeadPose, box: Box) -> NDArray[np.bool_]:
+    """[H, W]: the ray meets the box, and does not pass its floor, below which the matte shows a
+    torso that the grid cannot hold."""
+    x, y, z = np.stack([box.lower, box.upper], 1)
+    corners = np.array([[i, j, k] for j in y for i in x for k in z])  # the floor first
     pixels = camera.project(pose.to_world(corners))
     if not np.isfinite(pixels).all():
         return np.ones((camera.height, camera.width), bool)
     return _hull(camera, pixels) & ~_hull(camera, pixels[:4])
 
 
-def _ends(lower: Tensor, upper: Tensor, axis: int) -> tuple[float, float]:
-    return float(lower[axis]), float(upper[axis])
+def _seen_extent(pose: HeadPose, view: TrainingView) -> NDArray[np.float64]:
+    """[4, 3] corners of the matte's bounding box, in the plane through the head that faces the
+    camera; head space. [0, 3] if the matte is empty."""
+    camera = view.camera
+    foreground = (view.matte >= 128) & view.usable
+    if not foreground.any():
+        return np.zeros((0, 3))
+    rows, columns = (np.flatnonzero(foreground.any(axis)) for axis in (1, 0))
+    corners = np.array(
+        [[x, y, 1.0] for x in (columns[0], columns[-1] + 1) for y in (rows[0], rows[-1] + 1)]
+    )
+    depth = camera.w2c[2, :3] @ pose.translation + camera.w2c[2, 3]
+    local = corners @ np.linalg.inv(camera.K).T * depth
+    return pose.to_head((local - camera.w2c[:3, 3]) @ camera.w2c[:3, :3])
 
 
 def _hull(camera: Camera, pixels: NDArray) -> NDArray:
@@ -167,9 +212,7 @@ def _hull(camera: Camera, pixels: NDArray) -> NDArray:
     return canvas.astype(bool)
 
 
-def _load_frame(
-    dataset: Dataset, views: list[View], size: int, lower: Tensor, upper: Tensor
-) -> TrainingFrame:
+def _load_frame(dataset: Dataset, views: list[View], size: int) -> TrainingFrame:
     pose, expression = views[0].motion
     small = []
     for view in views:
@@ -178,13 +221,13 @@ def _load_frame(
         camera = camera.resized(round(camera.width * factor), round(camera.height * factor))
         shape = (camera.width, camera.height)
         inside = dataset.inside(view).astype(np.uint8)
-        usable = cv2.resize(inside, shape, interpolation=cv2.INTER_NEAREST).astype(bool)
+        usable = cv2.resize(inside, shape, interpolation=cv2.INTER_NEAREST)
         small.append(
             TrainingView(
                 camera,
                 _shrink(dataset.image(view), shape),
                 _shrink(dataset.alpha(view), shape),
-                usable & usable_pixels(camera, pose, lower, upper),
+                usable.astype(bool),
             )
         )
     return TrainingFrame(

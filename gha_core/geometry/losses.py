@@ -10,9 +10,6 @@ from torch import Tensor
 
 from gha_core.errors import StageError
 
-# The paper's grid: 128 cells over a box of about 2 head lengths.
-REFERENCE_SPACING = 2 / 128
-
 
 @dataclass(frozen=True)
 class LossWeights:
@@ -23,7 +20,7 @@ class LossWeights:
     landmarks: float = 1.0
     offset: float = 0.01
     surface: float = 0.1
-    laplacian: float = 2000.0
+    laplacian: float = 2.0
 
 
 def rgb(rendered: Tensor, image: Tensor, weight: Tensor) -> Tensor:
@@ -59,10 +56,11 @@ def surface(sdf: Tensor) -> Tensor:
 
 def laplacian(vertices: Tensor, edges: Tensor, normals: Tensor, spacing: float) -> Tensor:
     """Roughness: mean squared normal part of the uniform Laplacian (mean of the neighbours minus
-    the vertex), times (reference spacing / spacing)².
+    the vertex), in units of the grid's spacing: 0.01 means bumps of a tenth of a cell.
 
-    The tangential part only says how unevenly the grid cuts the surface, and is ten to a hundred
-    times larger; hence the weight above the paper's 100, which counts both.
+    The tangential part only says how unevenly the grid cuts the surface, and would be ten to a
+    hundred times larger. The paper's weight of 100 on both parts, in head lengths on a grid of 128
+    cells over about two of them, is 0.024 in this unit.
 
     Args:
         vertices: [V, 3]; edges: [E, 2] unique; normals: [V, 3] unit, taken as constant.
@@ -74,7 +72,7 @@ def laplacian(vertices: Tensor, edges: Tensor, normals: Tensor, spacing: float) 
     total = total.index_add(0, second, vertices.index_select(0, first))
     degree = torch.bincount(edges.flatten(), minlength=len(vertices)).clamp_min(1)
     difference = ((total / degree[:, None] - vertices) * normals.detach()).sum(1)
-    return difference.square().mean() * (REFERENCE_SPACING / spacing) ** 2
+    return (difference / spacing).square().mean()
 
 
 def weighted_sum(terms: Mapping[str, Tensor], weights: LossWeights, where: str) -> Tensor:

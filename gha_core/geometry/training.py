@@ -18,11 +18,11 @@ from gha_core.geometry import losses
 from gha_core.geometry.checkpoint import load_checkpoint, save_checkpoint
 from gha_core.geometry.expression_prior import CarriedExpressions, carry
 from gha_core.geometry.extraction import Extractor, Surface, fit_sphere
-from gha_core.geometry.frames import TrackedFace, TrainingFrame, TrainingView
+from gha_core.geometry.frames import Box, TrackedFace, TrainingFrame, TrainingView
 from gha_core.geometry.losses import LossWeights
 from gha_core.geometry.mesh import vertex_normals
 from gha_core.geometry.networks import HeadNetworks, control_weight
-from gha_core.geometry.tetrahedra import TetGrid, body_centred_grid
+from gha_core.geometry.tetrahedra import body_centred_grid
 from gha_core.mesh_rasterisation import Edges, MeshImage, mesh_edges, render_mesh
 from gha_core.progress import track
 
@@ -33,7 +33,7 @@ HISTORY_EVERY = 10  # steps
 class Settings:
     """How to train; ``tasks/geometry.py`` says what each means and gives its bounds."""
 
-    resolution: int = 40
+    resolution: int = 32
     width: int = 64
     steps: int = 800
     views_per_step: int = 4
@@ -43,7 +43,6 @@ class Settings:
     t1: float = 0.15
     t2: float = 0.25
     softness: float = 2.0
-    margin: float = 0.25
     sphere_radius: float = 0.5
     sphere_steps: int = 300
     expression_prior: bool = True
@@ -87,26 +86,20 @@ class Animated:
     learned: Tensor
 
 
-def grid_box(face: TrackedFace, margin: float) -> tuple[Tensor, Tensor]:
-    """[3] corners of the box: the tracked head and ``margin`` head lengths around it, for hair."""
-    return face.vertices.amin(0) - margin, face.vertices.amax(0) + margin
-
-
-def make_grid(face: TrackedFace, settings: Settings, subdivisions: int = 0) -> TetGrid:
-    """The grid of training, or one with each edge halved ``subdivisions`` times."""
-    lower, upper = grid_box(face, settings.margin)
-    return body_centred_grid(lower, upper, settings.resolution * 2**subdivisions)
-
-
-def make_extractor(face: TrackedFace, settings: Settings, subdivisions: int = 0) -> Extractor:
-    """Grid offsets keep the scale of the training grid, so subdivision shows the same surface."""
-    grid = make_grid(face, settings, subdivisions)
-    return Extractor(grid, grid.spacing * 2**subdivisions / 2, face)
+def make_extractor(
+    face: TrackedFace, box: Box, settings: Settings, resolution: int | None = None
+) -> Extractor:
+    """On the grid of training, or on one of another resolution in the same box, whose node offsets
+    keep the scale of training: it shows the same surface with other triangles."""
+    grid = body_centred_grid(box.lower, box.upper, resolution or settings.resolution)
+    training_spacing = float((box.upper - box.lower).max()) / settings.resolution
+    return Extractor(grid, training_spacing / 2, face)
 
 
 def train(
     frames: Sequence[TrainingFrame],
     face: TrackedFace,
+    box: Box,
     settings: Settings,
     seed: int,
     checkpoint: Path | None = None,
@@ -118,7 +111,7 @@ def train(
             and frame.
     """
     state = _start(face, settings, seed)
-    extractor = make_extractor(face, settings)
+    extractor = make_extractor(face, box, settings)
     landmark_prior = carry(face.landmarks, face.vertices, face.expression_basis, face.faces)
     if checkpoint and checkpoint.exists():
         load_checkpoint(checkpoint, state)
@@ -156,10 +149,14 @@ def train(
 
 
 def extract(
-    state: TrainingState, face: TrackedFace, settings: Settings, subdivisions: int = 0
+    state: TrainingState,
+    face: TrackedFace,
+    box: Box,
+    settings: Settings,
+    resolution: int | None = None,
 ) -> Surface:
     """The trained neutral surface, without gradient."""
-    extractor = make_extractor(face, settings, subdivisions)
+    extractor = make_extractor(face, box, settings, resolution)
     with torch.no_grad():
         extractor.sweep(state.networks, "the end of training")
         return extractor.surface(state.networks, "the end of training")
