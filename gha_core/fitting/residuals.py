@@ -22,6 +22,7 @@ Floats = NDArray[np.float64]
 POSE = 6  # axis-angle and translation come first among a timestep's unknowns
 SIGMA = 0.01  # noise of a landmark, head lengths
 INDEPENDENT = 0.15  # landmarks err together; this share of them counts as independent
+OBLIQUE = 0.6  # tangent of the angle at which a view of the face counts half
 BATCH = 64
 
 Unknown = Literal["pose", "frames", "all"]
@@ -100,7 +101,8 @@ class Conditions:
     """What depends on the view so slowly that it stays fixed during a minimisation.
 
     Attributes:
-        trust: [T, C, L] weight of each landmark: confidence, and how squarely it faces the camera.
+        trust: [T, C, L] weight of each landmark: confidence, how squarely it faces the camera, and
+            how frontal the whole face is.
         drift: [T, C, L, 2] expected error of the detector, head lengths.
     """
 
@@ -110,22 +112,27 @@ class Conditions:
     @staticmethod
     def at(state: State, landmarks: LandmarkModel, observations: Observations) -> Conditions:
         matrices, extrinsics = state.matrices, observations.extrinsics
-        facing = _facing(state, landmarks, observations)
+        facing, frontal = _facing(state, landmarks, observations)
         return Conditions(
-            facing * landmarks.weights * observations.confidence[..., None],
+            facing * landmarks.weights * (observations.confidence * frontal)[..., None],
             expected_drift(landmarks.drift, matrices, state.translation, extrinsics),
         )
 
 
-def _facing(state: State, landmarks: LandmarkModel, observations: Observations) -> Floats:
-    """[T, C, L] how squarely each landmark faces each camera, 0 where it is turned away: the
-    detector still reports such points, but slides them along the silhouette."""
+def _facing(
+    state: State, landmarks: LandmarkModel, observations: Observations
+) -> tuple[Floats, Floats]:
+    """[T, C, L] how squarely each landmark faces each camera, 0 where it is turned away (the
+    detector still reports such points, but slides them along the silhouette), and [T, C] how
+    frontal the face is seen: hair and habits pull all points of a turned face the same way."""
     turned = np.einsum("tij,lj->tli", state.matrices, landmarks.normals)
     centres = np.stack([camera.centre for camera in observations.cameras])
     ray = centres - state.translation[:, None]
     ray /= np.linalg.norm(ray, axis=-1, keepdims=True)
     cosine = np.einsum("tli,tci->tcl", turned, ray)
-    return np.clip((cosine - 0.1) / 0.5, 0, 1)
+    ahead = np.clip(np.einsum("ti,tci->tc", state.matrices[:, :, 2], ray), 1e-3, 1)
+    tangent = np.sqrt(1 - ahead**2) / ahead
+    return np.clip((cosine - 0.1) / 0.5, 0, 1), 1 / (1 + (tangent / OBLIQUE) ** 4)
 
 
 def residuals(

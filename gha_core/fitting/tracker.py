@@ -52,7 +52,7 @@ class Settings:
         max_residual: a timestep whose median residual is larger is set aside.
     """
 
-    identity_prior: float = 1.0
+    identity_prior: float = 0.3
     expression_sparsity: float = 2.0
     robust: float = 0.03
     acceleration: float = 1.0
@@ -64,6 +64,7 @@ class Settings:
 # Second differences per timestep (25 to 30 per second) of one standard deviation: axis-angle,
 # metres per metre of head length, expressions; eyes blink and jump, so that they may do more.
 _TURN, _MOVE, _EXPRESSION, _EYES = 0.004, 0.004, 0.06, 0.25
+_SIZE = 0.045  # standard deviation of people's head lengths, relative
 _RIDGE = 1.0  # weight of squared expressions: those that no landmark shows stay at rest
 
 
@@ -110,7 +111,7 @@ def track_head(
     landmarks = LandmarkModel.of(model)
     start = initial_pose(observations, landmarks, model.metres_per_unit)
     state = _first_state(observations, landmarks, start.rotation, start.translation, start.scale)
-    fitter = _Fitter(landmarks, settings, model.expression_names)
+    fitter = _Fitter(landmarks, settings, model)
     state = fitter.poses(state, observations)
 
     known = np.flatnonzero(observations.is_train)
@@ -139,11 +140,10 @@ def track_head(
 class _Fitter:
     """The stages of the fit; each takes a state and returns a better one."""
 
-    def __init__(
-        self, landmarks: LandmarkModel, settings: Settings, names: tuple[str, ...]
-    ) -> None:
+    def __init__(self, landmarks: LandmarkModel, settings: Settings, model: FaceModel) -> None:
         self.landmarks, self.settings = landmarks, settings
-        self.eyes = np.array([name.startswith("eye") for name in names])
+        self.usual_scale = model.metres_per_unit
+        self.eyes = np.array([name.startswith("eye") for name in model.expression_names])
 
     def poses(self, state: State, observations: Observations) -> State:
         """Better poses alone; expressions, identity and scale stay."""
@@ -162,16 +162,21 @@ class _Fitter:
         """Everything at once, timesteps independent of each other."""
         strength = self.settings.identity_prior * float(observations.views.sum())
 
+        def size(at: State) -> float:
+            return (at.scale / self.usual_scale - 1) / _SIZE
+
         def prior(at: State) -> float:
-            own = 0.5 * strength * float(at.identity @ at.identity)
+            own = 0.5 * strength * (float(at.identity @ at.identity) + size(at) ** 2)
             return own + self._expression_energy(at)
 
         def solve(at: State, q: Quadratic, damping: float) -> tuple[Floats, Floats]:
             self._add_expression_prior(at, q)
-            size = len(at.identity)
-            index = np.arange(size)
+            index = np.arange(len(at.identity))
             q.shared[index, index] += strength
-            q.shared_gradient[:size] += strength * at.identity
+            q.shared_gradient[:-1] += strength * at.identity
+            slope = 1 / (self.usual_scale * _SIZE)
+            q.shared[-1, -1] += strength * slope**2
+            q.shared_gradient[-1] += strength * size(at) * slope
             if not sees_scale:
                 q.shared[-1], q.shared[:, -1], q.mixed[..., -1] = 0.0, 0.0, 0.0
                 q.shared[-1, -1], q.shared_gradient[-1] = 1.0, 0.0
