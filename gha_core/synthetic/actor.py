@@ -145,8 +145,8 @@ class Actor:
         put(regions["mouth_interior"], np.array([0.22, 0.045, 0.04]), 1.0)
         upper, lower = self._lash_lines()
         lash = 0.25 * person.hair + np.array([0.012, 0.009, 0.008])
-        put(upper, lash, 0.92 if person.sex == "woman" else 0.75)
-        put(lower, 0.5 * lash + 0.35 * person.skin * [1.0, 0.75, 0.72], 0.6)
+        put(upper, lash, 0.85 if person.sex == "woman" else 0.6)
+        put(lower, 0.4 * lash + 0.5 * person.skin * [1.0, 0.72, 0.70], 0.5)
         put(regions["tongue"], np.array([0.42, 0.13, 0.12]), 1.0)
         colour = np.concatenate([self.smooth @ colour, np.zeros((total - count, 3))])
         cover = np.concatenate([self.smooth @ cover, np.ones(total - count)])
@@ -154,18 +154,20 @@ class Actor:
         return colour.astype(np.float32), cover.astype(np.float32)
 
     def _lash_lines(self) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
-        """[V] rims of the upper and of the lower lids, where the skin turns in to the socket."""
-        faces, sockets = self.model.faces.numpy(), self.regions["eye_sockets"]
-        rim = np.zeros(len(self.mean), bool)
-        rim[faces[sockets[faces].any(1)]] = True
-        rim &= self.regions["eyelids"]
-        upper = np.zeros_like(rim)
-        for side in (1, -1):
-            ours = rim & (side * self.mean[:, 0] > 0)
+        """[V] rims of the upper and of the lower lids: skin just off the eyeball's surface."""
+        upper, lower = np.zeros((2, len(self.mean)), bool)
+        for centre in self.anatomy.eyes:
+            ball = self.mean[self.regions["eyes"]]
+            ball = ball[ball[:, 0] * centre[0] > 0]
+            radius = np.linalg.norm(ball - centre, axis=1).mean()
+            distance = np.linalg.norm(self.mean - centre, axis=1) / radius
+            rim = self.regions["face"] & (distance > 1.03) & (distance < 1.145)
             x, y = np.abs(self.mean[:, 0]), self.mean[:, 1]
-            ends = [np.flatnonzero(ours)[x[ours].argmin()], np.flatnonzero(ours)[x[ours].argmax()]]
-            upper |= ours & (y > np.interp(x, x[ends], y[ends]) + 0.002)
-        return upper, rim & ~upper
+            ends = [np.flatnonzero(rim)[x[rim].argmin()], np.flatnonzero(rim)[x[rim].argmax()]]
+            above = y > np.interp(x, x[ends], y[ends])
+            upper |= rim & above
+            lower |= rim & ~above
+        return upper, lower
 
     def stage(self, expression: Floats, pose: HeadPose, rest: HeadPose) -> Stage:
         """The person at one timestep.

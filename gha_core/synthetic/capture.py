@@ -175,7 +175,7 @@ def _pose(acted: Performance, t: int, rest: HeadPose) -> HeadPose:
     turn = np.eye(3)
     for axis in ([0, yaw, 0], [pitch, 0, 0], [0, 0, roll]):
         turn = turn @ cv2.Rodrigues(np.array(axis, float))[0]
-    rotation = cv2.Rodrigues(turn)[0].ravel()
+    rotation = np.asarray(cv2.Rodrigues(turn)[0], float).ravel()
     pivot = rest.to_world(NECK)
     translation = pivot - rest.scale * turn @ NECK + acted.sway[t]
     return HeadPose(rotation, translation, rest.scale)

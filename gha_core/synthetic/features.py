@@ -17,7 +17,7 @@ SCLERA = np.array([0.72, 0.67, 0.64], np.float32)
 
 
 def eye_colour(place: Floats, anatomy: Anatomy, person: Person) -> tuple[Floats, Floats]:
-    """Albedo [n, 3] and how much cornea (1) or white (0) lies at ``place`` [n, 3], mean head space."""
+    """Albedo [n, 3] and cornea (1) or white (0) [n] at ``place`` [n, 3] of the mean head."""
     left = place[:, 0] > 0
     centre = np.where(left[:, None], anatomy.eyes[0], anatomy.eyes[1]).astype(np.float32)
     ray = place - centre

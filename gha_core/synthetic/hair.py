@@ -44,8 +44,8 @@ class Style:
 
 STYLES = {
     "crop": Style(0.10, 0.045, 0.7, 0.050, 0.0, "forward", width=0.0075, count=5600),
-    "side": Style(0.36, 0.075, 0.9, 0.085, 0.05, "side", part=0.12, wave=0.006),
-    "back": Style(0.40, 0.10, 0.7, 0.075, 0.05, "back", wave=0.005),
+    "side": Style(0.34, 0.07, 0.45, 0.075, 0.25, "side", part=0.12, wave=0.006),
+    "back": Style(0.42, 0.09, 0.40, 0.065, 0.10, "back", wave=0.005),
     "bob": Style(
         0.84, 0.66, 0.25, 0.075, 1.3, "down", part=0.06, wave=0.008, width=0.011, count=4200
     ),
@@ -102,10 +102,11 @@ class Skull:
 
     def radius(self, direction: Floats) -> Floats:
         row, column = self._cell(direction)
-        return cv2.remap(
+        found = cv2.remap(
             self.grid, (column - 0.5).astype(np.float32), (row - 0.5).astype(np.float32),
             cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE,
-        ).reshape(direction.shape[:-1])  # fmt: skip
+        )  # fmt: skip
+        return np.asarray(found, np.float32).reshape(direction.shape[:-1])
 
     def push_out(self, points: Floats, layer: Floats) -> tuple[Floats, Floats]:
         """Points no nearer than ``layer`` to the skull, and their directions from its middle."""
@@ -152,13 +153,20 @@ def grow(
     step = (length / (path.shape[1] - 1))[:, None]
     down = style.gravity * np.array([0, -1.0, 0])
     for k in range(1, path.shape[1]):
-        t = k / (path.shape[1] - 1)
+        grown = k / (path.shape[1] - 1)
         here, out = skull.push_out(path[:, k - 1], np.zeros((count, 1)))
-        heading = _unit(0.8 * heading + 0.35 * (_combed(style, here, out) + min(1, 2 * t) * down))
-        allowed = (layer * min(1.0, 0.3 + 2.5 * t))[:, None]
+        heading = _unit(
+            0.7 * heading + 0.35 * (_combed(style, here, out) + min(1, 2 * grown) * down)
+        )
+        allowed = (layer * min(1.0, 0.3 + 2.5 * grown))[:, None]
         path[:, k], _ = skull.push_out(path[:, k - 1] + step * heading, allowed)
         heading = _unit(path[:, k] - path[:, k - 1])
     points = path[:, ::SUBSTEPS].copy()
+    if style.comb == "down":  # no strands over the face
+        azimuth = np.abs(np.arctan2(points[..., 0], points[..., 2] - AXIS_Z))
+        clear = ~((azimuth < np.radians(66)) & (points[..., 1] < 0.26)).any(1)
+        points, roots, depth, length = points[clear], roots[clear], depth[clear], length[clear]
+        count = len(points)
     t = np.linspace(0, 1, POINTS)[None, :]
     if style.wave:
         # neighbouring strands swing together: locks, not frizz
@@ -205,8 +213,14 @@ def _roots(
     drawn = rng.choice(len(usable), int(style.count * 1.25), p=area / area.sum())
     weights = rng.dirichlet([1.0] * 3, len(drawn))
     canonical = (mean[usable[drawn]] * weights[..., None]).sum(1)
-    line = hairline(np.degrees(np.arctan2(canonical[:, 0], canonical[:, 2] - AXIS_Z)))
-    keep = canonical[:, 1] > line + rng.normal(0, 0.012, len(drawn))
+    side = np.degrees(np.arctan2(canonical[:, 0], canonical[:, 2] - AXIS_Z))
+    line = hairline(side)
+    if style.comb == "down":  # combed out of the face: nothing hangs from the temples
+        line = np.maximum(
+            line, np.interp(np.abs(side), [0, 30, 62, 75, 90], [0.39, 0.37, 0.24, 0.16, 0])
+        )
+    keep = (canonical[:, 1] > 0.02) | (np.abs(side) > 112)  # no tufts before the ear lobes
+    keep &= canonical[:, 1] > line + rng.normal(0, 0.012, len(drawn))
     roots = (corner[drawn] * weights[..., None]).sum(1)
     return roots[keep], canonical[keep], _unit(across[drawn])[keep]
 
@@ -228,10 +242,9 @@ def _combed(style: Style, points: Floats, normals: Floats) -> Floats:
         flow = np.stack([sides * on_top, -1.0 + 0.8 * on_top, -0.45 - 0.15 * on_top + 0 * x], 1)
     elif style.comb == "down":
         sides = np.tanh((x - style.part) / 0.03)
-        on_top = np.clip((y - 0.30) / 0.2, 0, 1)
-        flow = np.stack(
-            [sides * (0.25 + 1.2 * on_top), -1.0 + 0.6 * on_top, -0.3 - 0.5 * on_top], 1
-        )
+        on_top, ahead = np.clip((y - 0.30) / 0.2, 0, 1), np.clip((z - 0.08) / 0.2, 0, 1)
+        back = -0.3 - 0.4 * on_top - 0.9 * ahead
+        flow = np.stack([sides * (0.25 + 1.2 * on_top), -1.0 + 0.6 * on_top, back], 1)
     else:
         flow = _unit(BUN - points) * [0.8, 1.0, 1.2]
     flow = flow - (flow * normals).sum(1, keepdims=True) * normals
@@ -251,7 +264,7 @@ def _bun(rng: np.random.Generator, count: int) -> Floats:
 
 
 def _colour(person: Person, points: Floats, t: Floats, rng: np.random.Generator) -> Floats:
-    """Locks share a shade (noise over the roots), single strands vary a little, tips are lighter."""
+    """Locks share a shade (waves over the roots), strands vary a little, tips are lighter."""
     count = len(points)
     roots = points[:, 0]
     shade = np.zeros(count)
@@ -260,8 +273,7 @@ def _colour(person: Person, points: Floats, t: Floats, rng: np.random.Generator)
         shade += np.sin(roots @ wave + rng.uniform(0, 2 * np.pi))
     shade = 1 + 0.075 * shade / 2.6 * 1.6 + rng.normal(0, 0.07, count)
     warm = 1 + np.array([0.05, 0.0, -0.05]) * rng.normal(0, 1, (count, 1))
-    grey = (rng.random((count, 1)) < 0.02) * 0.10 * (person.hair.mean() < 0.1)
-    colour = np.clip(shade, 0.55, 1.6)[:, None] * warm * person.hair + grey
+    colour = np.clip(shade, 0.55, 1.6)[:, None] * warm * person.hair
     return colour[:, None, :] * (0.80 + 0.35 * t)[..., None]
 
 
@@ -294,8 +306,8 @@ class Lashes:
         woman = person.sex == "woman"
         chosen, lengths, lifts = [], [], []
         for rim, count, length, lift in (
-            (upper, 130, 0.040 if woman else 0.030, 0.55),
-            (lower, 50, 0.016, -0.5),
+            (upper, 110, 0.026 if woman else 0.016, 0.5),
+            (lower, 30, 0.007, -0.4),
         ):
             edges = pairs[rim[pairs].all(1)]
             extent = np.linalg.norm(mean[edges[:, 0]] - mean[edges[:, 1]], axis=1)
@@ -312,7 +324,7 @@ class Lashes:
             turn=np.stack([rng.normal(0.25, 0.12, count), np.concatenate(lifts)], 1),
             length=np.concatenate(lengths)[:, None],
             colour=np.tile((0.25 * person.hair + 0.006).astype(np.float32), (count, POINTS, 1)),
-            width=np.tile((0.0042 * (1 - 0.8 * t)).astype(np.float32), (count, 1)),
+            width=np.tile((0.0026 * (1 - 0.8 * t)).astype(np.float32), (count, 1)),
         )
 
     def posed(self, world: Floats, eyes: NDArray[np.bool_], scale: float) -> Floats:

@@ -84,7 +84,7 @@ def illuminate(
         lamps.directions, lamps.radiance, lamps.is_key, strict=True
     ):
         up = np.array([0, 1.0, 0]) if abs(direction[1]) < 0.95 else np.array([1.0, 0, 0])
-        w2c = look_at(centre + FAR * direction, centre, up)
+        w2c = look_at(np.asarray(centre + FAR * direction, float), np.asarray(centre, float), up)
         depth = rasterize(vertices, faces, K, w2c, MAP, MAP).depth.numpy()
         depth = np.where(depth > 0, depth, 2 * FAR).astype(np.float32) - np.float32(FAR)
         local = points @ w2c[:3, :3].T.astype(np.float32) + w2c[:3, 3].astype(np.float32)

@@ -39,8 +39,8 @@ POSES: dict[str, dict[str, float]] = {
     "kiss": {"mouthPucker": 0.85, "mouthFunnel": 0.1},
     "oh": {"mouthFunnel": 0.6, "jawOpen": 0.35, "mouthPucker": 0.3, "browInnerUp": 0.2},
     "aa": {"jawOpen": 0.5, "mouthLowerDownBoth": 0.35, "mouthUpperUpBoth": 0.2},
-    "ee": {"mouthStretchBoth": 0.45, "jawOpen": 0.12, "mouthSmileBoth": 0.3, "mouthLowerDownBoth": 0.5,
-           "mouthUpperUpBoth": 0.35},
+    "ee": {"mouthStretchBoth": 0.45, "jawOpen": 0.12, "mouthSmileBoth": 0.3,
+           "mouthLowerDownBoth": 0.5, "mouthUpperUpBoth": 0.35},
     "mm": {"mouthPressBoth": 0.5, "mouthRollLower": 0.4, "mouthRollUpper": 0.35},
     "ff": {"mouthRollLower": 0.5, "mouthUpperUpBoth": 0.4, "jawOpen": 0.08},
     "ll": {"jawOpen": 0.3, "mouthLowerDownBoth": 0.2, "tongueOut": 0.15},
@@ -100,11 +100,12 @@ def perform(
 
 
 def _key_poses(sequence: str, time: Array, rng: np.random.Generator) -> dict[str, Array]:
-    """Piecewise poses with holds; every pose of the repertoire comes once before any comes twice."""
+    """Poses with holds; every pose of the repertoire comes once before any comes twice."""
     repertoire = REPERTOIRES.get(sequence.split("-")[0], tuple(POSES))
     actions: dict[str, Array] = {}
     bag: list[str] = []
-    start, previous = 0.10, {}
+    start = 0.10
+    previous: dict[str, float] = {}
     while start < time[-1] + 0.5:
         if not bag:
             bag = [str(name) for name in rng.permutation(repertoire)]

@@ -15,7 +15,7 @@ Array = NDArray[np.float64]
 
 # sRGB 0..255 from pale to deep, with the matching lips.
 SKIN_TONES = np.array(
-    [[238, 203, 184], [228, 187, 160], [208, 160, 128], [176, 126, 94], [134, 90, 64], [92, 60, 43]]
+    [[228, 190, 166], [220, 177, 148], [205, 157, 125], [176, 126, 94], [134, 90, 64], [92, 60, 43]]
 )
 LIP_TONES = np.array(
     [[199, 116, 110], [190, 106, 98], [170, 92, 82], [143, 76, 66], [112, 62, 54], [86, 50, 46]]
@@ -90,7 +90,7 @@ def draw_person(seed: int, model: FaceModel, sex_direction: Array) -> Person:
     tone = float(rng.beta(1.1, 1.6))
     steps = np.arange(len(SKIN_TONES)) / (len(SKIN_TONES) - 1)
     skin = np.array([np.interp(tone, steps, SKIN_TONES[:, c]) for c in range(3)])
-    skin += rng.normal(0, 3, 3)
+    skin += rng.normal(0, 2.5, 3)
     lips = np.array([np.interp(tone, steps, LIP_TONES[:, c]) for c in range(3)])
     if sex == "woman" and rng.random() < 0.4:  # lipstick
         lips = 0.5 * lips + 0.5 * np.array([rng.uniform(150, 190), 50, rng.uniform(60, 90)])

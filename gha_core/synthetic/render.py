@@ -1,4 +1,4 @@
-"""One camera's view of a stage: z-buffer at double resolution, then a shader per kind of surface."""
+"""One camera's view of a stage: a z-buffer at double resolution, then a shader per material."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def render(actor: Actor, stage: Stage, camera: Camera, lights: list[Light]) -> P
     towards = (eye - stage.strands).astype(np.float32)
     strands, strand_faces = parts.ribbons(stage.strands, stage.strand_width, towards)
     # What faces away is hidden by the front (hair: well away, as the silhouette is fringed).
-    front = np.flatnonzero(_facing(stage, eye))
+    front = np.flatnonzero(_facing(stage, eye) | (stage.kinds == parts.CLOTH))
     distance = np.sqrt((towards * towards).sum(-1))
     outside = (stage.strand_out * towards).sum(-1) > -0.45 * distance
     strand_faces = strand_faces[np.repeat((outside[:, 1:] | outside[:, :-1]).ravel(), 2)]
@@ -74,8 +74,8 @@ def render(actor: Actor, stage: Stage, camera: Camera, lights: list[Light]) -> P
     covered = (index >= 0).astype(np.float32).reshape(shape)
     picture = np.minimum(colour, 1.0).reshape(*shape, 3)
     return Picture(
-        cv2.resize(picture, size, interpolation=cv2.INTER_AREA),
-        cv2.resize(covered, size, interpolation=cv2.INTER_AREA),
+        np.asarray(cv2.resize(picture, size, interpolation=cv2.INTER_AREA), np.float32),
+        np.asarray(cv2.resize(covered, size, interpolation=cv2.INTER_AREA), np.float32),
     )
 
 
@@ -120,8 +120,10 @@ def _skin(
 def _cloth(
     actor: Actor, values: Floats, normal: Floats, view: Floats, lights: list[Light]
 ) -> Floats:
-    rim = (1 - np.clip((normal * view).sum(1), 0, 1)) ** 3
-    return values[:, parts.TINT] * values[:, parts.LIGHT] * (1 + 0.35 * rim[:, None])
+    facing = (normal * view).sum(1)
+    rim = (1 - np.clip(facing, 0, 1)) ** 3
+    inside = np.where(facing < -0.05, 0.3, 1.0)  # down the collar
+    return values[:, parts.TINT] * values[:, parts.LIGHT] * (inside * (1 + 0.35 * rim))[:, None]
 
 
 def _teeth(
@@ -175,4 +177,4 @@ def _look_up(texture: Floats, column: Floats, row: Floats) -> Floats:
     maps[0, :count], maps[1, :count] = column, row
     x, y = maps.reshape(2, rows, wide)
     found = cv2.remap(texture, x, y, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE)
-    return found.reshape(-1, texture.shape[2])[:count]
+    return np.asarray(found, np.float32).reshape(-1, texture.shape[2])[:count]

@@ -21,7 +21,7 @@ class Subdivision:
     """One step of Loop's scheme (Loop 1987) as a matrix.
 
     Attributes:
-        matrix: [V', V] new vertices = matrix @ old vertices; the first V rows are the old ones moved.
+        matrix: [V', V] new = matrix @ old; the first V rows are the old vertices, moved.
         faces: [4 F, 3]; child faces of face f are 4 f .. 4 f + 3.
     """
 
@@ -96,7 +96,7 @@ def face_incidence(faces: Ints, count: int) -> csr_matrix:
 
 
 def neighbour_average(faces: Ints, count: int) -> csr_matrix:
-    """[V, V] matrix that replaces each vertex's value by the mean of its own and its neighbours'."""
+    """[V, V] matrix that puts the mean of a vertex and its neighbours in its place."""
     pairs = faces[:, [[0, 1], [1, 2], [2, 0]]].reshape(-1, 2)
     pairs = np.concatenate([pairs, pairs[:, ::-1], np.repeat(np.arange(count)[:, None], 2, 1)])
     matrix = coo_matrix((np.ones(len(pairs), np.float32), pairs.T), (count, count)).tocsr()

@@ -91,14 +91,16 @@ def paint(model: FaceModel, person: Person) -> NDArray[np.float32]:
         return np.exp(-0.5 * d2)[..., None]
 
     eye, mouth, nose = anatomy.eyes[0], anatomy.mouth, anatomy.nose_tip
-    cheek = eye + [0.06, -0.20, 0.0]
+    cheek = eye + np.array([0.06, -0.20, 0.0])
     blush = np.array([1.0, 0.80, 0.80])
     flush = 0.55 * spot(cheek, 0.24, 0.075) + 0.5 * spot(nose, 0.12, 0.045)
-    flush += 0.3 * spot(anatomy.chin + [0, 0.05, 0], 0.2, 0.05) + 0.25 * spot(mouth, 0.3, 0.08)
+    flush += 0.3 * spot(anatomy.chin + np.array([0, 0.05, 0]), 0.2, 0.05) + 0.25 * spot(
+        mouth, 0.3, 0.08
+    )
     flush *= rng.uniform(0.8, 1.3) * pale
     skin *= blush ** np.clip(flush, 0, 1.2)
-    socket = 0.22 * spot(eye + [-0.02, 0.01, 0], 0.13, 0.035) + 0.40 * spot(
-        eye + [-0.02, -0.075, 0], 0.14, 0.03
+    socket = 0.22 * spot(eye + np.array([-0.02, 0.01, 0]), 0.13, 0.035) + 0.40 * spot(
+        eye + np.array([-0.02, -0.075, 0]), 0.14, 0.03
     )
     skin *= np.array([0.86, 0.77, 0.78]) ** (socket * rng.uniform(0.8, 1.4))
     forehead = spot(np.array([0.0, 0.33, 0.4]), 0.5, 0.12)
@@ -157,8 +159,8 @@ def _freckle(
             int((TOP - h) / (TOP - BOTTOM) * HEIGHT * 8),
         )
         cv2.circle(layer, at, int(rng.uniform(2.5, 4) * 8), 1.6, -1, cv2.LINE_AA, 3)
-    layer = cv2.GaussianBlur(layer, (0, 0), 0.9)
-    skin *= np.array([0.72, 0.55, 0.45]) ** layer[..., None]
+    soft = cv2.GaussianBlur(layer, (0, 0), 0.9)
+    skin *= np.array([0.72, 0.55, 0.45]) ** soft[..., None]
 
 
 def _shade_beard(
@@ -211,9 +213,9 @@ def _paint_lips(skin: Floats, person: Person, rng: np.random.Generator) -> Float
     cv2.fillPoly(layer, [np.concatenate(outline)], 1.0, cv2.LINE_AA, 4)
     cover = cv2.GaussianBlur(layer, (0, 0), 2.2)[..., None]
     inner = cv2.GaussianBlur(layer, (0, 0), 14.0)[..., None]
-    creases = rng.normal(size=(1, WIDTH)).astype(np.float32)
-    creases = cv2.GaussianBlur(creases, (0, 0), 2.0)
-    creases = creases / creases.std() + 0 * layer
+    drawn = rng.normal(size=(1, WIDTH)).astype(np.float32)
+    drawn = np.asarray(cv2.GaussianBlur(drawn, (0, 0), 2.0), np.float32)
+    creases = drawn / drawn.std() + 0 * layer
     red = person.lips * (0.86 + 0.24 * inner) * (1 + 0.05 * creases[..., None])
     skin += 0.92 * cover * (red - skin)
     return 0.9 * cover

@@ -1,7 +1,7 @@
 """The truth about a demo capture, for tests only: no stage may read it.
 
-``OUT/truth`` holds ``truth.json`` (names, settings, person), ``identity.safetensors`` (identity [I],
-neutral_vertices [V, 3] in head space), per sequence ``<SEQ>.safetensors`` (expression [T, E],
+``OUT/truth`` holds ``truth.json`` (names, settings, person), ``identity.safetensors`` (identity
+[I], neutral_vertices [V, 3] in head space), per sequence ``<SEQ>.safetensors`` (expression [T, E],
 rotation, translation [T, 3], scale [T], vertices [T, V, 3] in world metres with the face model's
 topology, neck bent as filmed) and ``mattes.parquet`` (the schema of ``alpha``, source pixels).
 """
