@@ -104,7 +104,8 @@ def run(inputs: Inputs, params: Params, out: Path) -> None:
     lineage = {f"{stage}/{name}": _sha256(inputs[stage] / name) for stage, name in _LINEAGE}
     views = TrainingViews(dataset, inputs.seed)
     torch.manual_seed(inputs.seed)
-    head, super_resolution = build(inputs, params, views)
+    face = TrackedFace.load(inputs["tracking"])
+    head, super_resolution = build(face, Surface.load(inputs["geometry"]), views, params)
     perceptual = PerceptualDistance() if params.weights.perceptual else None
     trained = train(
         head,
@@ -123,8 +124,10 @@ def run(inputs: Inputs, params: Params, out: Path) -> None:
         inputs.work,
         _fingerprint(inputs, params, lineage),
     )
-    licences = {PerceptualDistance.NAME: PerceptualDistance.LICENCE} if perceptual else {}
-    avatar = Avatar(head, super_resolution, (), lineage, licences)
+    licences = {"face model": face.licence}
+    if perceptual is not None:
+        licences[PerceptualDistance.NAME] = PerceptualDistance.LICENCE
+    avatar = Avatar(head, super_resolution, face.expression_names, lineage, licences)
     avatar.save(out)
     history = [
         {"step": step, "term": term, "value": value} for step, term, value in trained.history
@@ -135,18 +138,18 @@ def run(inputs: Inputs, params: Params, out: Path) -> None:
 
 
 def build(
-    inputs: Inputs, params: Params, views: TrainingViews
+    face: TrackedFace, surface: Surface, views: TrainingViews, params: Params
 ) -> tuple[GaussianHead, SuperResolution]:
     """The untrained avatar: it already shows the tracked face in its first colours."""
     neutral = neutral_gaussians(
-        TrackedFace.load(inputs["tracking"]),
-        Surface.load(inputs["geometry"]),
+        face,
+        surface,
         count=params.gaussians,
         feature_size=params.features,
         reach=params.reach,
         prior=params.expression_prior,
         photos=_photos(views),
-        seed=inputs.seed,
+        seed=views.seed,
     )
     head = GaussianHead(
         HeadConfig(

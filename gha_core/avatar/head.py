@@ -219,8 +219,10 @@ class GaussianHead(nn.Module):
             colour = torch.cat([lit, shading[self.config.expression_gaussians :]])
         else:
             colour = self._blend(colour, self.colour_pose(far, turning))
-        shift = torch.tensordot(expression, self.shift, 1)
-        turn = torch.tensordot(expression, self.turn, 1)
+        # Most coefficients are zero at any moment, and the bases are large.
+        active = expression.nonzero()[:, 0]
+        shift = torch.tensordot(expression[active], self.shift[active], 1)
+        turn = torch.tensordot(expression[active], self.turn[active], 1)
         log_scales = self.log_scales + attributes[:, :3]
         return Gaussians(
             means=self.positions + shift + DEFORMATION_SCALE * deformation,

@@ -62,7 +62,7 @@ class TrainingViews:
     """
 
     def __init__(self, dataset: Dataset, seed: int) -> None:
-        self._dataset, self._seed = dataset, seed
+        self._dataset, self.seed = dataset, seed
         rows: OrderedDict[tuple[str, int], list[View]] = OrderedDict()
         for view in dataset.train:
             rows.setdefault((view.sequence, view.timestep), []).append(view)
@@ -112,9 +112,9 @@ class TrainingViews:
         """What step number ``step`` sees: frames in an order shuffled anew for every pass, and up
         to ``views`` of the frame's cameras. A function of (seed, step) alone."""
         epoch, place = divmod(step, len(self.frames))
-        order = np.random.default_rng((self._seed, 2, epoch)).permutation(len(self.frames))
+        order = np.random.default_rng((self.seed, 2, epoch)).permutation(len(self.frames))
         frame = self.frames[order[place]]
-        rng = np.random.default_rng((self._seed, 3, step))
+        rng = np.random.default_rng((self.seed, 3, step))
         chosen = rng.permutation(len(frame.views))[:views]
         return frame, self.batch(frame, [frame.views[index] for index in chosen], rng)
 

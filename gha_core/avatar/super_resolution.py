@@ -19,22 +19,22 @@ class SuperResolution(nn.Module):
 
     Args:
         channels: of the feature image.
-        width: of the hidden layers.
+        width: of the half-size hidden layer; the full-size one, where time goes, is half as wide.
     """
 
     def __init__(self, channels: int, width: int) -> None:
         super().__init__()
         self.coarse = nn.Conv2d(channels, width, 3, padding=1)
-        self.fine = nn.Conv2d(width, width, 3, padding=1)
-        self.out = nn.Conv2d(width, 3, 1)
+        self.fine = nn.Conv2d(width, width // 2, 3, padding=1)
+        self.out = nn.Conv2d(width // 2, 3, 1)
         for parameter in self.out.parameters():
             nn.init.zeros_(parameter)
 
     def forward(self, features: Tensor) -> Tensor:
         """[B, C, h, w] to [B, 3, 2h, 2w] sRGB in 0..1."""
-        x = F.leaky_relu(self.coarse(features), 0.1)
+        x = torch.relu(self.coarse(features))
         x = F.interpolate(x, scale_factor=SCALE, mode="bilinear", align_corners=False)
-        x = self.out(F.leaky_relu(self.fine(x), 0.1))
+        x = self.out(torch.relu(self.fine(x)))
         picture = torch.logit(features[:, :3].clamp(_EDGE, 1 - _EDGE))
         picture = F.interpolate(picture, scale_factor=SCALE, mode="bilinear", align_corners=False)
         # The loss reads planes; handing it channels-last views made it twice as slow.

@@ -173,7 +173,7 @@ def train(
         loss.backward()
         optimiser.step()
         for name, value in terms.items():
-            sums[name] = sums.get(name, 0.0) + float(value)
+            sums[name] = sums.get(name, 0.0) + float(value.detach())
             sums[f"{name}#"] = sums.get(f"{name}#", 0.0) + 1
         if (step + 1) % LOG_EVERY == 0 or step + 1 == config.steps:
             history += [
