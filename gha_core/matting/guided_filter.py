@@ -78,9 +78,13 @@ def _solve_symmetric(
     zz: Floats,
     right: tuple[Floats, Floats, Floats],
 ) -> tuple[NDArray, NDArray, NDArray]:
-    """Solve many 3 x 3 systems by cofactors; the matrix as the rows of its upper triangle."""
-    xx, xy, xz = first
-    yy, yz = second
+    """Solve many 3 x 3 systems by cofactors; the matrix as the rows of its upper triangle.
+
+    In double precision: where everything is grey the determinant is epsilon squared.
+    """
+    xx, xy, xz = (part.astype(np.float64) for part in first)
+    yy, yz = (part.astype(np.float64) for part in second)
+    zz = zz.astype(np.float64)
     u, v, w = right
     a, b, c = yy * zz - yz * yz, xz * yz - xy * zz, xy * yz - xz * yy
     d, e, f = xx * zz - xz * xz, xy * xz - xx * yz, xx * yy - xy * xy

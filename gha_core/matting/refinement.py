@@ -6,6 +6,7 @@ from typing import Literal
 
 import cv2
 import numpy as np
+import scipy.sparse
 from numpy.typing import NDArray
 
 from gha_core.artifacts.images import Image
@@ -19,6 +20,7 @@ _EPSILON = 1e-4  # (1 % of the range)²: what the guided filter takes for noise
 # Distance of the two colours, 0..1 per channel, at which the line between them is half believed.
 _KNOWN_CONTRAST, _GUESSED_CONTRAST = 0.06, 0.2
 _OWN_COLOUR = 0.08  # a pixel further than this from all lines is a foreground colour of its own
+_CLOSED_FORM_BELIEF = 1.0  # weight of one pixel's evidence against the matting Laplacian
 _NOISE = 0.02  # how far, 0..1, a pixel may be from the line without speaking against it
 
 
@@ -46,38 +48,40 @@ def refine(
         image: [H, W, 3] sRGB 0..1.
         rough: [H, W] another opinion about alpha, 0..1.
         trust: [H, W] its weight against colour, 0..1.
-        method: "closed_form" solves Levin's matting Laplacian instead: finer at hair, but its cost
-            grows much faster than the image.
+        method: "closed_form" reconciles by Levin's matting Laplacian instead; its cost grows much
+            faster than the image.
         background: [H, W, 3] sRGB 0..1 where it is known; otherwise it is guessed from the
             surroundings.
     """
     unknown = trimap == UNKNOWN
     if not unknown.any():
         return (trimap == FOREGROUND).astype(np.float32)
+    value, weights = _evidence(image, trimap, rough, trust, background)
     if method == "closed_form":
-        alpha = _closed_form(image, trimap)
+        alpha = _closed_form(image, trimap, value, weights)
     else:
-        alpha = _guided(image, trimap, rough, trust, background)
+        radius = max(1, band_radius(*trimap.shape) // 2)
+        alpha = guided_filter(image, value, weights, radius, _EPSILON, unknown)
     alpha = np.where(unknown, np.clip(alpha, 0, 1), trimap == FOREGROUND)
     return alpha.astype(np.float32)
 
 
-def _guided(
+def _evidence(
     image: Floats, trimap: NDArray[np.uint8], rough: Floats, trust: Floats, known: Floats | None
-) -> Floats:
+) -> tuple[Floats, Floats]:
+    """[H, W] what each pixel by itself says about alpha, and [H, W] how far to believe it."""
     radius = band_radius(*trimap.shape)
     unknown = trimap == UNKNOWN
-    if known is not None:
-        background = known[unknown]
-    else:
-        background = _surroundings(image, trimap == BACKGROUND, unknown, radius)[-1]
-    # A guessed background is worth less than a photographed one.
-    doubt = _KNOWN_CONTRAST if known is not None else _GUESSED_CONTRAST
     pixels = image[unknown]
     foregrounds = _surroundings(image, trimap == FOREGROUND, unknown, radius)
     if known is not None:
+        background, doubt = known[unknown], _KNOWN_CONTRAST
         # No mixture explains it and the background is known: it has a colour of its own.
         foregrounds.append(pixels)
+    else:
+        # A guessed background is worth less than a photographed one.
+        background = _surroundings(image, trimap == BACKGROUND, unknown, radius)[-1]
+        doubt = _GUESSED_CONTRAST
     colour, certainty = _along_colour_line(pixels, foregrounds, background, doubt)
     trust = trust[unknown]
     certainty = certainty * (1 - trust) + 1e-4
@@ -86,7 +90,7 @@ def _guided(
     value[unknown] = share * colour + (1 - share) * rough[unknown]
     weights = np.ones(trimap.shape, np.float32)
     weights[unknown] = np.maximum(certainty, trust)
-    return guided_filter(image, value, weights, max(1, radius // 2), _EPSILON, unknown)
+    return value, weights
 
 
 def _along_colour_line(
@@ -159,9 +163,17 @@ def _nearest(image: Floats, known: NDArray[np.bool_], where: NDArray[np.bool_]) 
     return table[labels[where]]
 
 
-def _closed_form(image: Floats, trimap: NDArray[np.uint8]) -> Floats:
+def _closed_form(
+    image: Floats, trimap: NDArray[np.uint8], value: Floats, weights: Floats
+) -> Floats:
+    """Levin's closed form with a data term: (L + D) a = D v, where D is how far ``value`` is
+    believed and L the matting Laplacian."""
     # Imported here: pymatting compiles on import, which only those who ask for it should pay.
-    from pymatting import estimate_alpha_cf
+    from pymatting import cf_laplacian, cg, ichol
 
-    known = np.select([trimap == FOREGROUND, trimap == BACKGROUND], [1.0, 0.0], 0.5)
-    return np.asarray(estimate_alpha_cf(image.astype(np.float64), known), np.float32)
+    height, width = trimap.shape
+    unknown = trimap == UNKNOWN
+    belief = np.where(unknown, _CLOSED_FORM_BELIEF * weights, 100.0).astype(np.float64).ravel()
+    matrix = cf_laplacian(image.astype(np.float64), epsilon=1e-6) + scipy.sparse.diags(belief)
+    solution = cg(matrix, belief * value.ravel(), M=ichol(matrix.tocsc()), rtol=1e-5)
+    return solution.reshape(height, width).astype(np.float32)
