@@ -122,8 +122,11 @@ def main() -> None:
 
     report = {
         "settings": {k: v for k, v in vars(chosen).items() if k != "json"},
-        "machine": {"processor": platform.processor() or platform.machine(), "cores": os.cpu_count(),
-                    "torch": torch.__version__},
+        "machine": {
+            "processor": platform.processor() or platform.machine(),
+            "cores": os.cpu_count(),
+            "torch": torch.__version__,
+        },
         "milliseconds": {
             backend: {part: _summary([r[part] for r in results]) for part in results[0]}
             for backend, results in runs.items()

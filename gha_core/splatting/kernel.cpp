@@ -36,7 +36,7 @@ struct Gaussian {
     float determinant; // of the conic
     float opacity;
     float limit;       // q at which alpha falls below MIN_ALPHA
-    float half_x, half_y; // extent of the ellipse q = limit, px; a little more: alpha itself decides
+    float half_x, half_y; // px, extent of the ellipse q = limit; alpha itself decides
     float depth;
     int id;
 };
@@ -634,10 +634,10 @@ void splat_backward(const Bins &bins, In2 features, In4 image, In3 alpha, In3 de
 void bind_splatting(nb::module_ &m) {
     // Tensors alive at the exit of Python keep their graph alive and with it the bins: no leak.
     nb::set_leak_warnings(false);
-    nb::class_<Bins>(m, "SplatBins", "Per view: Gaussians in depth order and the tiles they touch.");
+    nb::class_<Bins>(m, "SplatBins", "Per view: Gaussians by depth, and the tiles they touch.");
     m.def("splat_forward", &splat_forward, nb::rv_policy::take_ownership,
-          "Composite V views into image, alpha, depth (written in place); returns the bins that the "
-          "backward pass needs. Called by gha_core/splatting/native.py only.");
+          "Composite V views into image, alpha, depth (written in place); returns the bins that "
+          "the backward pass needs. Called by gha_core/splatting/native.py only.");
     m.def("splat_backward", &splat_backward,
           "Gradients of splat_forward, written in place into the last five arrays.");
 }
