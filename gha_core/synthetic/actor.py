@@ -39,8 +39,9 @@ class Stage:
         vertices, faces, kinds: smooth surfaces [n, 3], [m, 3] and the shader of each face [m].
         corners: [m, 3, ATTRIBUTES] attributes of each face's corners.
         eye_centres: [2, 3] world, left and right; eye_rotations [3, 3] world to eye axes at rest.
-        strands, strand_out, strand_width, strand_colour, strand_light, strand_key: the hair, its
-            directions away from the head, its light and visibility from the key light.
+        strands, strand_out, strand_tangent, strand_width, strand_colour, strand_light, strand_key:
+            the hair, its directions away from the head and along itself, its light and how much
+            of the key light it sees.
     """
 
     model_vertices: Floats
@@ -50,6 +51,7 @@ class Stage:
     corners: Floats
     strands: Floats
     strand_out: Floats
+    strand_tangent: Floats
     strand_width: Floats
     strand_colour: Floats
     strand_light: Floats
@@ -226,13 +228,17 @@ class Actor:
         deep = (0.35 + 0.65 * self.hair.depth)[..., None]
         dim = np.full((len(fringe), hair.POINTS, 3), 0.35, np.float32)
         strand_key = _spread(key[ours:].reshape(-1, len(knots), 1))[..., 0] * deep[..., 0]
+        every = np.concatenate([strands, fringe])
+        tangent = np.gradient(every, axis=1)
+        tangent /= np.maximum(np.linalg.norm(tangent, axis=-1, keepdims=True), 1e-9)
         return Stage(
             model_vertices=world,
             vertices=surface,
             faces=self.faces,
             kinds=self.kinds,
             corners=corners[self.faces],
-            strands=np.concatenate([strands, fringe]),
+            strands=every,
+            strand_tangent=tangent,
             strand_out=np.concatenate([out, np.zeros_like(fringe)]),
             strand_width=np.concatenate([width, self.lashes.width * np.float32(pose.scale)]),
             strand_colour=np.concatenate([self.hair.colour, self.lashes.colour]),

@@ -36,7 +36,7 @@ Image = NDArray[np.uint8]
 Floats = NDArray[np.floating]
 
 SEQUENCES = ("EMO-1-shout+laugh", "SEN-01-cramp_small_danger", "FREE")
-LAMP_SAMPLES = (7, 4, 4, 13)  # of key, fill, rim and the room
+LAMP_SAMPLES = (6, 3, 3, 10)  # of key, fill, rim and the room
 NECK = np.array([0.0, -0.42, -0.12])  # where the head turns, head space
 MIDDLE = np.array([0.0, 0.0, 0.06])  # what the rig looks at, head space
 

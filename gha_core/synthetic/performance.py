@@ -133,13 +133,13 @@ def _draw(pose: dict[str, float], rng: np.random.Generator) -> dict[str, float]:
 
 
 def _look_around(actions: dict[str, Array], time: Array, rng: np.random.Generator) -> None:
-    """Saccades: the gaze rests 0.25-0.8 s, then jumps within about 40 ms."""
+    """Saccades: the gaze rests 0.25-0.8 s, then jumps within about 80 ms."""
     across, up = np.zeros_like(time), np.zeros_like(time)
     at, now = 0.0, np.zeros(2)
     while at < time[-1]:
         at += rng.uniform(0.25, 0.8)
         aim = np.array([rng.uniform(-0.7, 0.7), rng.uniform(-0.6, 0.45)]) * rng.choice([0.3, 1.0])
-        blend = _minimum_jerk((time - at) / 0.06)
+        blend = _minimum_jerk((time - at) / 0.08)
         across, up = across + (aim[0] - now[0]) * blend, up + (aim[1] - now[1]) * blend
         now = aim
     for side, sign in (("Left", 1.0), ("Right", -1.0)):
@@ -154,8 +154,8 @@ def _blink(actions: dict[str, Array], time: Array, rng: np.random.Generator) -> 
     at = rng.uniform(0.2, 0.9)
     closed = np.zeros_like(time)
     while at < time[-1] + 0.3:
-        # lids fall in about 80 ms, stay for a moment, and rise in about 150 ms
-        fall, rise = _minimum_jerk((time - at) / 0.08), _minimum_jerk((time - at - 0.11) / 0.15)
+        # lids fall in about 100 ms, stay for a moment, and rise in about 170 ms
+        fall, rise = _minimum_jerk((time - at) / 0.10), _minimum_jerk((time - at - 0.13) / 0.17)
         closed = np.maximum(closed, fall - rise)
         at += rng.uniform(0.8, 2.0)
     for side in ("Left", "Right"):

@@ -31,12 +31,11 @@ class Picture:
 def render(actor: Actor, stage: Stage, camera: Camera, lights: list[Light]) -> Picture:
     big = camera.resized(camera.width * SUPERSAMPLING, camera.height * SUPERSAMPLING)
     eye = camera.centre.astype(np.float32)
-    towards = (eye - stage.strands).astype(np.float32)
+    towards = _unit(eye - stage.strands)
     strands, strand_faces = parts.ribbons(stage.strands, stage.strand_width, towards)
     # What faces away is hidden by the front (hair: well away, as the silhouette is fringed).
     front = np.flatnonzero(_facing(stage, eye) | (stage.kinds == parts.CLOTH))
-    distance = np.sqrt((towards * towards).sum(-1))
-    outside = (stage.strand_out * towards).sum(-1) > -0.45 * distance
+    outside = _dot(stage.strand_out, towards) > -0.45
     strand_faces = strand_faces[np.repeat((outside[:, 1:] | outside[:, :-1]).ravel(), 2)]
     vertices = np.concatenate([stage.vertices, strands])
     faces = np.concatenate([stage.faces[front], strand_faces + len(stage.vertices)])
@@ -50,25 +49,24 @@ def render(actor: Actor, stage: Stage, camera: Camera, lights: list[Light]) -> P
     surfaces = len(front)
     is_hair = np.flatnonzero(index >= surfaces)
     if is_hair.size:
-        shaded = np.repeat(_hair(stage, eye, lights).reshape(-1, 3), 2, axis=0)
-        corners = shaded[strand_faces[index[is_hair] - surfaces]]
-        colour[is_hair] = np.einsum("nk,nkc->nc", weights[is_hair], corners)
+        shaded = _hair(stage, towards, lights).reshape(-1, 3)
+        ends = shaded.take(strand_faces.take(index[is_hair] - surfaces, 0) // 2, 0)
+        colour[is_hair] = np.einsum("nk,nkc->nc", weights.take(is_hair, 0), ends)
     solid = np.flatnonzero((index >= 0) & (index < surfaces))
     face = front[index[solid]]
-    values = np.einsum("nk,nka->na", weights[solid], stage.corners[face])
-    points = np.einsum("nk,nkc->nc", weights[solid], stage.vertices[stage.faces[face]])
-    view = eye - points
-    view /= np.sqrt((view * view).sum(1, keepdims=True))
-    normal = values[:, parts.NORMAL]
-    normal = normal / np.maximum(np.sqrt((normal * normal).sum(1, keepdims=True)), 1e-6)
+    corners = stage.corners.reshape(len(stage.corners), -1).take(face, 0)
+    corners = corners.reshape(len(face), 3, -1)
+    values = np.einsum("nk,nka->na", weights.take(solid, 0), corners)
+    view = _towards_camera(big, solid)
+    normal = _unit(values[:, parts.NORMAL])
     kinds = stage.kinds[face]
+    lamps = _Highlights.of(lights)
     shaders = ((parts.SKIN, _skin), (parts.EYE, _eye), (parts.TEETH, _teeth), (parts.CLOTH, _cloth))
     for kind, shader in shaders:
         chosen = np.flatnonzero(kinds == kind)
         if chosen.size:
-            colour[solid[chosen]] = shader(
-                actor, values[chosen], normal[chosen], view[chosen], lights
-            )
+            seen_here = (values.take(chosen, 0), normal.take(chosen, 0), view.take(chosen, 0))
+            colour[solid[chosen]] = shader(actor, *seen_here, lamps)
     shape = (big.height, big.width)
     size = (camera.width, camera.height)
     covered = (index >= 0).astype(np.float32).reshape(shape)
@@ -79,92 +77,121 @@ def render(actor: Actor, stage: Stage, camera: Camera, lights: list[Light]) -> P
     )
 
 
+def _dot(a: Floats, b: Floats) -> Floats:
+    """[...] inner products of the last axes; several times faster than (a * b).sum(-1)."""
+    return np.einsum("...i,...i->...", a, b)
+
+
+def _unit(a: Floats) -> Floats:
+    return a / np.maximum(np.sqrt(_dot(a, a)), np.float32(1e-9))[..., None]
+
+
+def _towards_camera(camera: Camera, pixels: NDArray[np.int64]) -> Floats:
+    """[n, 3] unit vectors in the world from what flat ``pixels`` [n] see to the camera."""
+    column, row = pixels % camera.width, pixels // camera.width
+    back = -camera.w2c[:3, :3].T @ np.linalg.inv(camera.K)
+    grid = np.stack([column + 0.5, row + 0.5, np.ones(len(pixels))], 1).astype(np.float32)
+    return _unit(grid @ back.T.astype(np.float32))
+
+
 def _facing(stage: Stage, eye: Floats) -> NDArray[np.bool_]:
     """[m] whether a face shows its outside to the camera at ``eye``."""
-    corner = stage.vertices[stage.faces]
-    across = np.cross(corner[:, 1] - corner[:, 0], corner[:, 2] - corner[:, 0])
-    return np.asarray(((eye - corner[:, 0]) * across).sum(1) > 0)
+    a, b, c = (stage.vertices.take(corner, 0) for corner in stage.faces.T)
+    return np.asarray(_dot(eye - a, np.cross(b - a, c - a)) > 0)
 
 
-def _highlight(
-    normal: Floats, view: Floats, lights: list[Light], power: float, key: Floats
-) -> Floats:
-    """[n, 3] Blinn-Phong highlights; only the key light's is shadowed."""
-    total = np.zeros_like(normal)
-    for number, light in enumerate(lights):
-        half = view + light.direction.astype(np.float32)
-        half /= np.sqrt((half * half).sum(1, keepdims=True))
-        cosine = np.clip((normal * half).sum(1), 0, 1)
-        facing = np.clip((normal @ light.direction.astype(np.float32)) * 4, 0, 1)
-        amount = cosine**power * facing * (key if number == 0 else 0.6)
-        total += amount[:, None] * light.radiance.astype(np.float32)
-    return total
+@dataclass(frozen=True)
+class _Highlights:
+    """The lights' directions [L, 3], radiance [L, 3] and half angles [L]; the key comes first."""
+
+    directions: Floats
+    radiance: Floats
+    spread: Floats
+
+    @staticmethod
+    def of(lights: list[Light]) -> _Highlights:
+        return _Highlights(
+            *(
+                np.array([getattr(light, name) for light in lights], np.float32)
+                for name in ("direction", "radiance", "spread")
+            )
+        )
+
+    def mirrored(self, normal: Floats, view: Floats) -> Floats:
+        """[n, L] cosine between each light and the view's reflection."""
+        mirror = (2 * _dot(normal, view))[:, None] * normal - view
+        return np.clip(mirror @ self.directions.T, 0, 1)
+
+    def gloss(self, cosine: Floats, key: Floats) -> Floats:
+        """[n, 3] light of lobes ``cosine`` [n, L]; only the key light's shadow is known."""
+        shadowed = cosine * np.float32(0.6)
+        shadowed[:, 0] = cosine[:, 0] * key
+        return shadowed @ self.radiance
 
 
-def _skin(
-    actor: Actor, values: Floats, normal: Floats, view: Floats, lights: list[Light]
-) -> Floats:
+def _skin(actor: Actor, values: Floats, normal: Floats, view: Floats, lamps: _Highlights) -> Floats:
     column, row = skin.texel(values[:, parts.PLACE])
     found = _look_up(actor.albedo, column, row)
     painted, cover = found[:, :3], values[:, parts.TINTED, None]
     albedo = painted + cover * (values[:, parts.TINT] - painted)
-    facing = np.clip((normal * view).sum(1), 0, 1)
-    fresnel = 0.032 + 0.30 * (1 - facing) ** 5
+    grazing = 1 - np.clip(_dot(normal, view), 0, 1)
+    fresnel = 0.032 + 0.30 * grazing * grazing * grazing * grazing * grazing
     wet = found[:, 3] * (1 - cover[:, 0])
-    broad = _highlight(normal, view, lights, 16.0, values[:, parts.KEY])
-    tight = _highlight(normal, view, lights, 90.0, values[:, parts.KEY])
-    gloss = fresnel[:, None] * (1.2 * broad + (0.5 + 3.0 * wet)[:, None] * tight)
-    return albedo * values[:, parts.LIGHT] + gloss * (1 - 0.8 * cover)
+    lobe = lamps.mirrored(normal, view)
+    broad = lobe * lobe * lobe * lobe  # Phong lobes: a sheen, and the glint of moist skin
+    tight = broad * broad * broad * broad * broad * broad
+    both = np.float32(1.2) * broad + (0.5 + 3.0 * wet)[:, None] * tight
+    gloss = (fresnel * (1 - 0.8 * cover[:, 0]))[:, None] * lamps.gloss(both, values[:, parts.KEY])
+    return albedo * values[:, parts.LIGHT] + gloss
 
 
 def _cloth(
-    actor: Actor, values: Floats, normal: Floats, view: Floats, lights: list[Light]
+    actor: Actor, values: Floats, normal: Floats, view: Floats, lamps: _Highlights
 ) -> Floats:
-    facing = (normal * view).sum(1)
-    rim = (1 - np.clip(facing, 0, 1)) ** 3
-    inside = np.where(facing < -0.05, 0.3, 1.0)  # down the collar
-    return values[:, parts.TINT] * values[:, parts.LIGHT] * (inside * (1 + 0.35 * rim))[:, None]
+    facing = _dot(normal, view)
+    rim = 1 - np.clip(facing, 0, 1)
+    inside = np.where(facing < -0.05, np.float32(0.3), np.float32(1.0))  # down the collar
+    shade = inside * (1 + 0.35 * rim * rim * rim)
+    return values[:, parts.TINT] * values[:, parts.LIGHT] * shade[:, None]
 
 
 def _teeth(
-    actor: Actor, values: Floats, normal: Floats, view: Floats, lights: list[Light]
+    actor: Actor, values: Floats, normal: Floats, view: Floats, lamps: _Highlights
 ) -> Floats:
-    place = values[:, parts.PLACE]
-    albedo = actor.teeth_colour(place)
-    gloss = 0.10 * _highlight(normal, view, lights, 60.0, values[:, parts.KEY])
-    return albedo * values[:, parts.LIGHT] * 0.9 + gloss
+    albedo = actor.teeth_colour(values[:, parts.PLACE])
+    gloss = 0.10 * lamps.gloss(lamps.mirrored(normal, view) ** 15, values[:, parts.KEY])
+    return 0.9 * albedo * values[:, parts.LIGHT] + gloss
 
 
-def _eye(actor: Actor, values: Floats, normal: Floats, view: Floats, lights: list[Light]) -> Floats:
+def _eye(actor: Actor, values: Floats, normal: Floats, view: Floats, lamps: _Highlights) -> Floats:
     albedo, clear = actor.eye_colour(values[:, parts.PLACE])
     lit = values[:, parts.LIGHT]
-    mirror = 2 * (normal * view).sum(1, keepdims=True) * normal - view
-    glint = np.zeros_like(albedo)
-    for light in lights[:2]:
-        cosine = mirror @ light.direction.astype(np.float32)
-        edge = np.cos(light.spread * 0.55)
-        inside = np.clip((cosine - edge) / 0.012 + 0.5, 0, 1)
-        glint += inside[:, None] * light.radiance.astype(np.float32)
-    strength = np.where(clear > 0.5, 0.85, 0.22)[:, None]
-    return albedo * lit + strength * glint * np.clip(lit.mean(1, keepdims=True) * 2, 0.2, 1)
+    # the soft boxes themselves mirror in the cornea: key and fill
+    edge = np.cos(0.55 * lamps.spread)
+    inside = np.clip((lamps.mirrored(normal, view) - edge) / 0.012 + 0.5, 0, 1)[:, :2]
+    glint = inside @ lamps.radiance[:2]
+    strength = np.where(clear > 0.5, 0.85, 0.22) * np.clip(2 * lit.mean(1), 0.2, 1)
+    return albedo * lit + strength[:, None] * glint
 
 
-def _hair(stage: Stage, eye: Floats, lights: list[Light]) -> Floats:
-    """[S, P, 3] radiance of strands: diffuse, and a highlight across the strand (Kajiya-Kay)."""
-    tangent = np.gradient(stage.strands, axis=1)
-    tangent /= np.maximum(np.sqrt((tangent * tangent).sum(-1, keepdims=True)), 1e-9)
-    view = eye - stage.strands
-    view /= np.sqrt((view * view).sum(-1, keepdims=True))
-    radiance = stage.strand_colour * stage.strand_light * 1.15
+def _hair(stage: Stage, view: Floats, lights: list[Light]) -> Floats:
+    """[S, P, 3] radiance of strands: diffuse, and a highlight across the strand (Kajiya-Kay).
+
+    Args:
+        view: [S, P, 3] unit vectors to the camera.
+    """
+    tangent = stage.strand_tangent
+    radiance = stage.strand_colour * stage.strand_light * np.float32(1.15)
+    tone = 0.035 + 0.55 * stage.strand_colour
+    ambient = stage.strand_light.mean(-1)
     for number, light in enumerate(lights):
         half = view + light.direction.astype(np.float32)
-        half /= np.sqrt((half * half).sum(-1, keepdims=True))
-        along = (tangent * half).sum(-1)
-        across = np.sqrt(np.clip(1 - along * along, 0, 1))
-        visible = stage.strand_key if number == 0 else stage.strand_light.mean(-1)
-        tone = 0.035 + 0.55 * stage.strand_colour
-        shine = (0.55 * across**40)[..., None] * tone
-        radiance = radiance + shine * visible[..., None] * light.radiance.astype(np.float32)
+        along = _dot(tangent, half)
+        across2 = np.clip(1 - along * along / _dot(half, half), 0, 1)
+        lobe = across2 * across2 * across2 * across2 * across2
+        lobe = np.float32(0.55) * lobe * lobe * lobe * lobe  # sine to the 40th power
+        lobe *= stage.strand_key if number == 0 else ambient
+        radiance += lobe[..., None] * tone * light.radiance.astype(np.float32)
     return radiance
 
 

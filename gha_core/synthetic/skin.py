@@ -120,7 +120,7 @@ def paint(model: FaceModel, person: Person) -> NDArray[np.float32]:
 def noise(rng: np.random.Generator, sigma: float) -> Floats:
     """[HEIGHT, WIDTH, 1] of unit variance, blurred by ``sigma`` texels, seamless in azimuth."""
     shrink = max(1, int(sigma / 3))
-    small = rng.normal(size=(HEIGHT // shrink, WIDTH // shrink)).astype(np.float32)
+    small = rng.standard_normal((HEIGHT // shrink, WIDTH // shrink), np.float32)
     pad = int(4 * sigma / shrink) + 1
     wide = np.concatenate([small[:, -pad:], small, small[:, :pad]], 1)
     soft = cv2.GaussianBlur(wide, (0, 0), sigma / shrink)[:, pad:-pad]
