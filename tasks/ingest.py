@@ -15,7 +15,7 @@ import numpy as np
 from pydantic import Field
 
 from gha_core.artifacts import schemas
-from gha_core.artifacts.contact_sheet import contact_sheet
+from gha_core.artifacts.contact_sheet import ViewKey, views_sheet
 from gha_core.artifacts.images import Image, encode_jpeg, encode_png
 from gha_core.artifacts.stage_folder import write_json
 from gha_core.artifacts.tables import TableWriter, write_table
@@ -113,8 +113,7 @@ def run(inputs: Inputs, params: Params, out: Path) -> None:
     write_table(out / "rejects.parquet", schemas.REJECTS, tally.rejects)
     tally.check(params.max_rejected, inputs.capture)
 
-    preview = contact_sheet(tally.preview, tally.preview_cameras)
-    (out / "preview.jpg").write_bytes(encode_jpeg(preview, 90))
+    (out / "preview.jpg").write_bytes(encode_jpeg(views_sheet(tally.preview), 90))
     write_json(
         out / "summary.json",
         {
@@ -276,7 +275,7 @@ class _Tally:
     cameras: list[str]
     accepted: int = 0
     rejects: list[dict[str, Any]] = field(default_factory=list)
-    preview: dict[str, dict[str, Image]] = field(default_factory=dict)
+    preview: dict[ViewKey, Image] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         moments = [(name, index) for name, steps in self.wanted.items() for index in steps]
@@ -289,8 +288,7 @@ class _Tally:
         self.accepted += 1
         moment = (row["sequence"], row["timestep"])
         if moment in self._moments and row["camera"] in self.preview_cameras:
-            line = self.preview.setdefault(f"{moment[0]} {moment[1]}", {})
-            line[row["camera"]] = image
+            self.preview[*moment, row["camera"]] = image
 
     def reject(self, row: dict[str, Any]) -> None:
         self.rejects.append(row)
@@ -312,9 +310,11 @@ def _crop_notes(pictures: dict[str, _Pictures]) -> list[str]:
         outside = each.crop.padding(each.source.width, each.source.height)
         if outside > 0:
             notes.append(f"{outside:.0%} of camera {name}'s crop lies outside its photo.")
-        if each.crop.width < each.crop.stored_width:
-            notes.append(
-                f"Camera {name}'s crop of {each.crop.width} px is enlarged to "
-                f"{each.crop.stored_width} px: the capture has less detail than ingest.size asks."
-            )
+    least = min(each.crop.width for each in pictures.values())
+    stored = max(each.crop.stored_width for each in pictures.values())
+    if least < stored:
+        notes.append(
+            f"Crops from {least} px on are enlarged to {stored} px: the capture has less detail "
+            "than ingest.size asks for."
+        )
     return notes

@@ -9,6 +9,8 @@ import numpy as np
 
 from gha_core.artifacts.images import Image
 
+ViewKey = tuple[str, int, str]  # sequence, timestep, camera
+
 _MARGIN, _LABEL, _PAPER, _INK = 4, 16, 250, (60, 60, 60)
 
 
@@ -35,6 +37,25 @@ def contact_sheet(
                 y, x = top + _LABEL, _MARGIN + j * cell
                 sheet[y : y + tile.shape[0], x : x + tile.shape[1]] = tile
     return sheet
+
+
+def views_sheet(pictures: Mapping[ViewKey, Image], side: int = 160) -> Image:
+    """A contact sheet of views: cameras across and moments down, the other way round for a single
+    camera.
+
+    Args:
+        pictures: H x W x 3 uint8 by (sequence, timestep, camera).
+    """
+    cameras = sorted({camera for _, _, camera in pictures})
+    rows: dict[str, dict[str, Image]] = {}
+    columns: dict[str, None] = {}
+    for (sequence, timestep, camera), picture in sorted(pictures.items(), key=lambda item: item[0]):
+        moment = f"{sequence} {timestep}"
+        row, column = (moment, camera) if len(cameras) > 1 else (camera, moment)
+        rows.setdefault(row, {})[column] = picture
+        columns[column] = None
+    names = cameras if len(cameras) > 1 else list(columns)
+    return contact_sheet(rows, names, side)
 
 
 def _shrunk(image: Image, side: int) -> Image:
