@@ -4,17 +4,19 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import cv2
 import numpy as np
 import pytest
 import torch
-from test_capture import damage, video_packets
 from tiny_captures import (
     SEQUENCES,
     SERIALS,
+    damage,
     number_of,
     numbered,
     picture,
     rig,
+    video_packets,
     write_nersemble,
     write_video,
 )
@@ -148,8 +150,6 @@ def test_too_many_bad_frames_stop_the_stage(tmp_path: Path) -> None:
 def test_sharpness_tells_blurred_from_sharp(tmp_path: Path) -> None:
     checks = (np.indices((64, 64)).sum(0) // 4 % 2 * 200 + 20).astype(np.uint8)
     sharp = np.repeat(checks[..., None], 3, -1)
-    import cv2
-
     blurred = cv2.GaussianBlur(sharp, (0, 0), 4)
     path = write_video(tmp_path / "a.mp4", [sharp, blurred], options={"g": "1"})
     out = run(path, tmp_path / "ingest", size=64, crop="none")

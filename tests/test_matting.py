@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from pathlib import Path
 
 import cv2
@@ -22,7 +23,7 @@ from gha_core.matting.guided_filter import guided_filter
 from gha_core.matting.plate import difference
 from gha_core.matting.trimap import BACKGROUND, FOREGROUND, UNKNOWN, clean_mask, make_trimap
 from gha_core.splits import Splits
-from tasks import matting
+from tasks import ingest, matting
 from tasks.stage import Inputs
 
 SIDE = 128
@@ -309,3 +310,27 @@ def test_same_input_same_bytes(tmp_path: Path) -> None:
     outs = [run(write_ingest(tmp_path / name, images, {"a": plate, "b": plate})) for name in "xy"]
     for name in ("alpha.parquet", "rejects.parquet", "preview.jpg"):
         assert (outs[0] / name).read_bytes() == (outs[1] / name).read_bytes()
+
+
+@pytest.mark.shared
+def test_a_real_person_is_cut_out_of_a_cluttered_room(tmp_path: Path) -> None:
+    """One piece, shoulders kept, nothing of the room; steady from frame to frame."""
+    video = Path(__file__).parents[2] / "shared" / "captures" / "talking_head.mp4"
+    if not video.exists():
+        pytest.skip("the shared captures are not here")
+    (tmp_path / "ingest").mkdir()
+    inputs = Inputs("s", video, "auto", tmp_path, tmp_path / "work", Splits())
+    ingest.run(inputs, ingest.Params(max_frames=6), tmp_path / "ingest")
+    out = run(inputs)
+    mattes = [decode_matte(row["alpha"]) for row in read_rows(out / "alpha.parquet", schemas.ALPHA)]
+    assert len(mattes) == 6
+    for matte in mattes:
+        pieces, _ = cv2.connectedComponents((matte > 60).astype(np.uint8))
+        assert pieces == 2  # the background and the person
+        assert (matte[:15] == 0).all()
+        assert (matte[:140, :30] == 0).all()
+        assert matte[-20:, 60:].mean() > 250  # shoulders reach the lower edge
+        band = ((matte > 12) & (matte < 243)).mean()
+        assert band < 0.04
+    steps = [np.abs(a.astype(int) - b).mean() for a, b in itertools.pairwise(mattes)]
+    assert max(steps) < 3

@@ -114,3 +114,28 @@ def write_calibration(root: Path, content: Mapping[str, Any]) -> None:
     path = root / "calibration/camera_params.json"
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(content))
+
+
+def video_packets(path: Path) -> list[tuple[int, int]]:
+    """(offset, size) in the file of every packet, in the order of the file."""
+    with av.open(str(path)) as container:
+        return [(packet.pos, packet.size) for packet in container.demux(video=0) if packet.size]
+
+
+def damage(path: Path, where: tuple[int, int]) -> None:
+    offset, size = where
+    data = bytearray(path.read_bytes())
+    data[offset : offset + size] = b"\xff" * size
+    path.write_bytes(data)
+
+
+def turn_clockwise(path: Path, degrees: int) -> None:
+    """Write a display matrix into the header of an mp4's video track, as phones do."""
+    sin, cos = {90: (1, 0), 180: (0, -1), 270: (-1, 0)}[degrees]
+    one = 1 << 16
+    matrix = [cos * one, sin * one, 0, -sin * one, cos * one, 0, 0, 0, 1 << 30]
+    data = bytearray(path.read_bytes())
+    # A track header of version 0: its type, 40 bytes of fields, the matrix.
+    start = data.index(b"tkhd") + 4 + 40
+    data[start : start + 36] = np.array(matrix, ">i4").tobytes()
+    path.write_bytes(data)

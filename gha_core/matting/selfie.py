@@ -50,4 +50,4 @@ class SelfieMatting:
 def _settled(probability: Floats, radius: int) -> Floats:
     """The network dithers where it is undecided; make that one edge instead of a fuzz."""
     smooth = cv2.GaussianBlur(probability, (0, 0), 0.5 * radius)
-    return np.clip((smooth - 0.25) / 0.5, 0, 1).astype(np.float32)
+    return np.clip((smooth - 0.35) / 0.3, 0, 1).astype(np.float32)
