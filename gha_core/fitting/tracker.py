@@ -54,7 +54,7 @@ class Settings:
 
     identity_prior: float = 0.3
     expression_sparsity: float = 2.0
-    robust: float = 0.03
+    robust: float = 0.04
     acceleration: float = 1.0
     identity_timesteps: int = 100
     iterations: int = 15
@@ -206,7 +206,10 @@ class _Fitter:
             return step, np.zeros(len(at.identity) + 1)
 
         title, rounds = f"fitting sequence {observations.sequences[0]}", self.settings.iterations
-        return self._minimise(title, state, observations, solve, prior, "frames", rounds)
+        # Expressions may still be far away: a closing eye must not pass for an outlier.
+        for wide, most in ((4.0, rounds // 2), (1.0, rounds)):
+            state = self._minimise(title, state, observations, solve, prior, "frames", most, wide)
+        return state
 
     def _expression_energy(self, at: State) -> float:
         sparse = self.settings.expression_sparsity * float(at.expression.sum())
@@ -345,7 +348,7 @@ def _result(
     return Track(
         identity=state.identity,
         scale=state.scale,
-        rotation=rotations.logarithm(state.matrices),
+        rotation=rotations.unwrapped(rotations.logarithm(state.matrices)),
         translation=state.translation,
         expression=state.expression,
         residual=relative * found.unit,
