@@ -53,9 +53,7 @@ class Params(StageParams):
 
     max_views: int = Field(48, ge=0, description="most views scored per task; 0 = all")
     strips: int = Field(5, ge=1, le=50, description="rows of pictures in the report, worst to best")
-    video_frames: int = Field(
-        120, ge=0, description="most frames of the report's video; 0 = no video"
-    )
+    video_frames: int = Field(120, ge=2, description="most frames of the report's video")
 
 
 def run(inputs: Inputs, params: Params, out: Path) -> None:
@@ -171,11 +169,9 @@ def _write_images(strips: list[ScoredView], folder: Path) -> None:
         (folder / name).write_bytes(encode_jpeg(strip(s)))
 
 
-def _write_video(avatar: Avatar, dataset: Dataset, most: int, path: Path) -> bytes | None:
-    """Photo beside avatar over one held-out stretch of time, from the most frontal camera."""
+def _write_video(avatar: Avatar, dataset: Dataset, most: int, path: Path) -> bytes:
+    """Photo beside avatar over one stretch of time, held out if any is, from the frontal camera."""
     views = _video_views(dataset)[:most]
-    if not views:
-        return None
 
     def frames() -> Iterator[Image]:
         for view in views:
@@ -189,9 +185,7 @@ def _write_video(avatar: Avatar, dataset: Dataset, most: int, path: Path) -> byt
 
 
 def _video_views(dataset: Dataset) -> list[View]:
-    new = [v for v in dataset.test if v.part != "novel_view"] or dataset.test
-    if not new:
-        return []
+    new = [v for v in dataset.test if v.part != "novel_view"] or dataset.test or dataset.views
     sequence = new[0].sequence
     new = [view for view in new if view.sequence == sequence]
     cameras = [dataset.cameras[name] for name in sorted({view.camera for view in new})]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections import deque
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -74,7 +73,6 @@ def run(inputs: Inputs, params: Params, out: Path) -> None:
     Raises:
         CaptureError: the capture cannot be used, or too many of its frames.
     """
-    began = time.monotonic()
     capture = open_capture(
         inputs.capture,
         inputs.format,
@@ -131,7 +129,6 @@ def run(inputs: Inputs, params: Params, out: Path) -> None:
             "rejects": len(tally.rejects),
             "backgrounds": len(backgrounds),
             "warnings": [*capture.notes, *notes, *_crop_notes(pictures)],
-            "seconds": round(time.monotonic() - began, 2),
         },
     )
 

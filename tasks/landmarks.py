@@ -7,8 +7,6 @@ the triangulated points, from which training may learn.
 
 from __future__ import annotations
 
-import os
-import time
 from collections import defaultdict
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -37,6 +35,7 @@ from gha_core.landmarks import (
     triangulate,
 )
 from gha_core.landmarks.drawing import draw_landmarks
+from gha_core.processors import cores
 from gha_core.progress import track
 from tasks.stage import Inputs, StageParams
 
@@ -76,7 +75,6 @@ def run(inputs: Inputs, params: Params, out: Path) -> None:
         StageError: (nearly) no frame has a face.
         AssetError: the models are not there and cannot be fetched.
     """
-    began = time.monotonic()
     rows = read_rows(inputs["ingest"] / "cameras.parquet", schemas.CAMERAS)
     cameras = {row["camera"]: Camera.from_row(row) for row in rows}
     trained = [name for name in cameras if name not in inputs.splits.test_cameras]
@@ -118,7 +116,6 @@ def run(inputs: Inputs, params: Params, out: Path) -> None:
             "detector": DETECTOR,
             **tally.summary(),
             "warnings": tally.warnings(),
-            "seconds": round(time.monotonic() - began, 2),
         },
     )
 
@@ -153,17 +150,9 @@ def _looked_at(inputs: Inputs, params: Params) -> Iterator[_View]:
     def look(pair: tuple[Row, bytes | None]) -> _View:
         return _look(detector, *pair, params)
 
-    with ThreadPoolExecutor(_cores()) as pool:
+    with ThreadPoolExecutor(cores()) as pool:
         while batch := list(islice(progress, _BATCH)):
             yield from pool.map(look, batch)
-
-
-def _cores() -> int:
-    """How many images to look at at once; results do not depend on it."""
-    allowed = os.environ.get("OMP_NUM_THREADS", "")
-    if allowed.isdigit() and int(allowed) > 0:
-        return int(allowed)
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _with_mattes(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections import Counter, deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -64,7 +63,6 @@ def run(inputs: Inputs, params: Params, out: Path) -> None:
     Raises:
         StageError: a plate is asked for but absent, or too many mattes are empty or full.
     """
-    began = time.monotonic()
     mattings, backends = _mattings(inputs["ingest"], params)
     frames = inputs["ingest"] / "frames.parquet"
     total = read_table(frames, schemas.FRAMES, columns=["timestep"]).num_rows
@@ -100,7 +98,6 @@ def run(inputs: Inputs, params: Params, out: Path) -> None:
                 if values
             },
             "warnings": _warnings(backends, params),
-            "seconds": round(time.monotonic() - began, 2),
         },
     )
 

@@ -51,7 +51,7 @@ class Report:
     headline: str
     protocol: Mapping[str, Any]
     missing: Mapping[str, str]
-    video: bytes | None
+    video: bytes
     strips: Sequence[tuple[str, Image]]
     plots: Sequence[tuple[str, str]]
     stages: Mapping[str, tuple[bytes | None, Mapping[str, Any]]]
