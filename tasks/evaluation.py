@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from gha_core.avatar import Avatar
 from pydantic import Field
 
 from gha_core.artifacts import schemas
@@ -21,6 +20,7 @@ from gha_core.artifacts.images import Image, encode_jpeg
 from gha_core.artifacts.stage_folder import read_json, write_json
 from gha_core.artifacts.tables import read_table, write_table
 from gha_core.artifacts.videos import write_video
+from gha_core.avatar import Avatar
 from gha_core.dataset import Dataset, View
 from gha_core.evaluation.optional_metrics import optional_metrics
 from gha_core.evaluation.regions import FEATURE_MARGIN, HAIR_MARGIN, TrackedFace
