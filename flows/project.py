@@ -44,7 +44,7 @@ def add_subject(name: str, capture: Path, format: str, splits: Mapping[str, Any]
 
     Args:
         capture: absolute, or relative to the project.
-        splits: what this subject holds out; empty: what params.yaml says.
+        splits: what this subject holds out; empty: as before, or what params.yaml says.
 
     Raises:
         CaptureError: there is nothing at ``capture``.
@@ -65,7 +65,9 @@ def add_subject(name: str, capture: Path, format: str, splits: Mapping[str, Any]
     yaml, content = _load()
     entry = content["subjects"].setdefault(name, CommentedMap())
     entry["capture"], entry["format"] = str(capture), format
-    entry["splits"] = {**(entry.get("splits") or {}), **splits}
+    if splits and dict(entry.get("splits") or {}) != splits:
+        entry["splits"] = CommentedMap(splits)
+        entry["splits"].fa.set_flow_style()
     _store(yaml, content)
 
 

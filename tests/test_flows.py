@@ -1,4 +1,4 @@
-"""The bridge to DVC, held against stock DVC on a small project, and the Prefect flow over it."""
+"""The bridge to DVC, held against stock DVC on a small project. Prefect: see test_cli.py."""
 
 from __future__ import annotations
 
@@ -295,22 +295,3 @@ def test_a_killed_stage_is_worth_another_try(project: Path) -> None:
     with pytest.raises(stage_process.StageFailed) as failure:
         stage_process.run("read@ann", "python die.py", threads=1)
     assert failure.value.worth_retrying
-
-
-@pytest.mark.slow
-def test_a_flow_runs_a_batch_and_one_failure_stops_only_what_follows(project: Path) -> None:
-    from flows.batch import batch_flow
-
-    Path("data/captures/ann/text").write_text("bad ")
-    results = {result.name: result for result in batch_flow(["ann", "bob"], "tally", jobs=2)}
-    assert {name: result.how for name, result in results.items()} == {
-        "read@ann": "ran",
-        "shout@ann": "failed",
-        "tally@ann": "skipped",
-        "read@bob": "ran",
-        "shout@bob": "ran",
-        "tally@bob": "ran",
-    }
-    assert results["shout@ann"].error == "the text is bad."
-    assert not any(stage.reasons for stage in dvc_bridge.plan(["bob"]))
-    assert "up to date" in dvc("status", "read@ann", "tally@bob")
