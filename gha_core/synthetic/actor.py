@@ -38,7 +38,6 @@ class Stage:
         model_vertices: [V, 3] the face model's own vertices, float64.
         vertices, faces, kinds: smooth surfaces [n, 3], [m, 3] and the shader of each face [m].
         corners: [m, 3, ATTRIBUTES] attributes of each face's corners.
-        eye_centres: [2, 3] world, left and right; eye_rotations [3, 3] world to eye axes at rest.
         strands, strand_out, strand_tangent, strand_width, strand_colour, strand_light, strand_key:
             the hair, its directions away from the head and along itself, its light and how much
             of the key light it sees.

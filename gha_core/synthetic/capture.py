@@ -12,8 +12,10 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from fractions import Fraction
+from itertools import repeat
 from pathlib import Path
 from types import TracebackType
+from typing import Any
 
 import av
 import cv2
@@ -27,16 +29,16 @@ from gha_core.faces import head_model
 from gha_core.pose import HeadPose
 from gha_core.progress import track
 from gha_core.synthetic import light, shapes, studio, truth
-from gha_core.synthetic.actor import Actor, Stage
+from gha_core.synthetic.actor import Actor
 from gha_core.synthetic.performance import Performance, perform
 from gha_core.synthetic.person import draw_person
-from gha_core.synthetic.render import Picture, render
+from gha_core.synthetic.render import render
 
 Image = NDArray[np.uint8]
 Floats = NDArray[np.floating]
 
 SEQUENCES = ("EMO-1-shout+laugh", "SEN-01-cramp_small_danger", "FREE")
-LAMP_SAMPLES = (6, 3, 3, 10)  # of key, fill, rim and the room
+LAMP_SAMPLES = (5, 2, 2, 9)  # of key, fill, rim and the room
 NECK = np.array([0.0, -0.42, -0.12])  # where the head turns, head space
 MIDDLE = np.array([0.0, 0.0, 0.06])  # what the rig looks at, head space
 
@@ -87,6 +89,15 @@ SIZES = {
 }
 
 
+@dataclass(frozen=True)
+class _Shot:
+    """One timestep as filmed: the face model's ``vertices`` and, per camera, image and matte."""
+
+    vertices: Floats
+    images: list[Image]
+    mattes: list[dict[str, Any]]
+
+
 def film(out: Path, settings: Settings, workers: int | None = None) -> Path:
     """Write the capture to ``out/<subject>`` and the truth to ``out/truth``; equal settings give
     equal files. Returns the capture's folder.
@@ -115,13 +126,22 @@ def film(out: Path, settings: Settings, workers: int | None = None) -> Path:
         for number, camera in enumerate(cameras)
     }
 
-    def shoot(expression: Floats, pose: HeadPose) -> tuple[Stage, list[Picture]]:
+    def shoot(number: int, t: int, expression: Floats, pose: HeadPose) -> _Shot:
         stage = actor.stage(expression, pose, rest)
-        return stage, [render(actor, stage, camera, lights) for camera in cameras]
+        images, mattes = [], []
+        for c, camera in enumerate(cameras):
+            picture = render(actor, stage, camera, lights)
+            behind = plates[camera.name] * (1 - picture.alpha[..., None])
+            sensor = np.random.default_rng([settings.seed, 13, number, t, c])
+            images.append(expose(picture.colour + behind, settings, sensor))
+            mattes.append(
+                truth.matte_row(settings.subject, SEQUENCES[number], t, camera, picture.alpha)
+            )
+        return _Shot(stage.model_vertices, images, mattes)
 
     _write_calibration(capture, cameras)
     _write_plates(capture, cameras, plates, settings)
-    mattes = []
+    mattes: list[dict[str, Any]] = []
     recorder = truth.Recorder(facts, settings.subject, model, person, actor.neutral, cameras)
     with ThreadPoolExecutor(workers or len(os.sched_getaffinity(0))) as pool:
         for number, (name, count) in enumerate(zip(SEQUENCES, settings.timesteps, strict=True)):
@@ -130,24 +150,18 @@ def film(out: Path, settings: Settings, workers: int | None = None) -> Path:
             poses = [_pose(acted, t, rest) for t in range(count)]
             folder = capture / "sequences" / name / "images"
             folder.mkdir(parents=True)
-            shots = pool.map(shoot, acted.expression, poses)
+            shots = pool.map(shoot, repeat(number), range(count), acted.expression, poses)
             vertices = []
             with ExitStack() as stack:
-                videos = {
-                    camera.name: stack.enter_context(
-                        Video(folder / f"cam_{camera.name}.mp4", camera, settings)
-                    )
+                videos = [
+                    stack.enter_context(Video(folder / f"cam_{camera.name}.mp4", camera, settings))
                     for camera in cameras
-                }
-                for t, (stage, pictures) in enumerate(track(shots, f"filming {name}", count)):
-                    vertices.append(stage.model_vertices)
-                    for c, (camera, picture) in enumerate(zip(cameras, pictures, strict=True)):
-                        sensor = np.random.default_rng([settings.seed, 13, number, t, c])
-                        behind = plates[camera.name] * (1 - picture.alpha[..., None])
-                        videos[camera.name].add(expose(picture.colour + behind, settings, sensor))
-                        mattes.append(
-                            truth.matte_row(settings.subject, name, t, camera, picture.alpha)
-                        )
+                ]
+                for shot in track(shots, f"filming {name}", count):
+                    vertices.append(shot.vertices)
+                    mattes.extend(shot.mattes)
+                    for video, image in zip(videos, shot.images, strict=True):
+                        video.add(image)
             recorder.sequence(name, acted.expression, poses, np.stack(vertices))
     recorder.finish(mattes, asdict(settings))
     return capture
@@ -190,7 +204,7 @@ class Video:
         stream.width, stream.height = camera.width, camera.height
         stream.pix_fmt = "yuv444p"  # lips and irises would lose their edges in 4:2:0
         # One thread: the number of threads changes what x264 writes.
-        stream.options = {"crf": str(settings.crf), "preset": "fast", "threads": "1"}
+        stream.options = {"crf": str(settings.crf), "preset": "veryfast", "threads": "1"}
         self._stream = stream
 
     def __enter__(self) -> Video:

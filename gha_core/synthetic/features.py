@@ -13,7 +13,7 @@ from gha_core.synthetic.skin import Anatomy
 Floats = NDArray[np.floating]
 
 IRIS, PUPIL = 0.43, 0.155  # sine of the angle from the eye's axis
-SCLERA = np.array([0.72, 0.67, 0.64], np.float32)
+SCLERA = np.array([0.60, 0.555, 0.53], np.float32)
 
 
 def eye_colour(place: Floats, anatomy: Anatomy, person: Person) -> tuple[Floats, Floats]:
@@ -32,7 +32,7 @@ def eye_colour(place: Floats, anatomy: Anatomy, person: Person) -> tuple[Floats,
     )
     inner = np.clip((radius - PUPIL) / (IRIS - PUPIL), 0, 1)
     tone = (0.75 + 0.55 * np.sin(np.pi * np.clip(inner, 0, 1)) + fibres)[:, None]
-    iris = person.iris.astype(np.float32) * tone * 1.15
+    iris = person.iris.astype(np.float32) * tone * 0.85
     warm = np.clip(1 - inner * 2.2, 0, 1)[:, None]  # a ring of amber around the pupil
     iris = iris * (1 + warm * np.array([0.35, 0.12, -0.1], np.float32))
     limbus = np.clip((radius - 0.86 * IRIS) / (0.14 * IRIS), 0, 1)[:, None]

@@ -38,18 +38,18 @@ class Style:
     comb: str
     part: float = 0.0
     wave: float = 0.0
-    width: float = 0.0085
-    count: int = 5200
+    width: float = 0.0095
+    count: int = 3800
 
 
 STYLES = {
-    "crop": Style(0.10, 0.045, 0.7, 0.050, 0.0, "forward", width=0.0075, count=5600),
+    "crop": Style(0.10, 0.045, 0.7, 0.050, 0.0, "forward", width=0.0080, count=4400),
     "side": Style(0.34, 0.07, 0.45, 0.075, 0.25, "side", part=0.12, wave=0.006),
     "back": Style(0.42, 0.09, 0.40, 0.065, 0.10, "back", wave=0.005),
     "bob": Style(
-        0.84, 0.66, 0.25, 0.075, 1.3, "down", part=0.06, wave=0.008, width=0.011, count=4200
+        0.84, 0.66, 0.25, 0.075, 1.3, "down", part=0.06, wave=0.008, width=0.012, count=3200
     ),
-    "long": Style(1.15, 1.00, 0.25, 0.070, 1.4, "down", wave=0.018, width=0.011, count=4200),
+    "long": Style(1.15, 1.00, 0.25, 0.070, 1.4, "down", wave=0.018, width=0.012, count=3200),
     "bun": Style(0.60, 0.60, 0.15, 0.035, 0.0, "bun", wave=0.002),
 }
 BUN = np.array([0.0, 0.43, -0.42])

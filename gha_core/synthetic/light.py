@@ -16,7 +16,7 @@ Floats = NDArray[np.floating]
 
 FAR = 25.0  # m, distance of the shadow cameras: nearly parallel light
 EXTENT = 0.62  # m, what a shadow map covers
-MAP = 176  # px
+MAP = 136  # px
 TAPS = ((-0.6, -0.6), (0.6, -0.6), (-0.6, 0.6), (0.6, 0.6))  # px, softens shadow edges
 
 

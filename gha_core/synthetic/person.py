@@ -87,7 +87,7 @@ def draw_person(seed: int, model: FaceModel, sex_direction: Array) -> Person:
     along = sex_direction / np.linalg.norm(sex_direction)
     wanted = np.linalg.norm(sex_direction) * (0.8 if sex == "woman" else -0.6)
     identity += (wanted - identity @ along) * along
-    tone = float(rng.beta(1.1, 1.6))
+    tone = float(0.06 + 0.94 * rng.beta(1.1, 1.6))
     steps = np.arange(len(SKIN_TONES)) / (len(SKIN_TONES) - 1)
     skin = np.array([np.interp(tone, steps, SKIN_TONES[:, c]) for c in range(3)])
     skin += rng.normal(0, 2.5, 3)

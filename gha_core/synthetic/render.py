@@ -1,4 +1,4 @@
-"""One camera's view of a stage: a z-buffer at double resolution, then a shader per material."""
+"""One camera's view of a stage: a fine z-buffer, then a shader per material."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from gha_core.synthetic.actor import Actor, Stage
 from gha_core.synthetic.studio import Light
 
 Floats = NDArray[np.floating]
-SUPERSAMPLING = 2
+SUPERSAMPLING = 1.5  # enough under the sensor noise, and a third faster than 2
 
 
 @dataclass(frozen=True)
@@ -29,7 +29,7 @@ class Picture:
 
 
 def render(actor: Actor, stage: Stage, camera: Camera, lights: list[Light]) -> Picture:
-    big = camera.resized(camera.width * SUPERSAMPLING, camera.height * SUPERSAMPLING)
+    big = camera.resized(round(camera.width * SUPERSAMPLING), round(camera.height * SUPERSAMPLING))
     eye = camera.centre.astype(np.float32)
     towards = _unit(eye - stage.strands)
     strands, strand_faces = parts.ribbons(stage.strands, stage.strand_width, towards)

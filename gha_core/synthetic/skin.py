@@ -78,33 +78,33 @@ def paint(model: FaceModel, person: Person) -> NDArray[np.float32]:
     """[HEIGHT, WIDTH, 4]: linear albedo, and how much the skin shines (0 matt .. 1 wet lips)."""
     rng = np.random.default_rng([person.seed, 2])
     anatomy = Anatomy.of(model)
-    y = (TOP - (np.arange(HEIGHT) + 0.5) / HEIGHT * (TOP - BOTTOM))[:, None]
-    azimuth = ((np.arange(WIDTH) + 0.5) / WIDTH - 0.5)[None] * 2 * np.pi
-    skin = np.broadcast_to(person.skin, (HEIGHT, WIDTH, 3)).copy()
+    y = (TOP - (np.arange(HEIGHT, dtype=np.float32) + 0.5) / HEIGHT * (TOP - BOTTOM))[:, None]
+    azimuth = (np.arange(WIDTH, dtype=np.float32)[None] + 0.5) * (2 * np.pi / WIDTH) - np.pi
+    skin = np.tile(person.skin.astype(np.float32), (HEIGHT, WIDTH, 1))
     pale = 1.0 - 0.6 * person.tone
     _mottle(skin, pale, rng)
 
     def spot(point: Floats, wide: float, high: float) -> Floats:
         """Gaussian bump around a point of the head, mirrored to both sides if off-centre."""
-        at = np.arctan2(abs(point[0]), point[2] - AXIS_Z)
-        d2 = ((np.abs(azimuth) - at) / wide) ** 2 + ((y - point[1]) / high) ** 2
-        return np.exp(-0.5 * d2)[..., None]
+        at = float(np.arctan2(abs(point[0]), point[2] - AXIS_Z))
+        across = np.exp(-0.5 * ((np.abs(azimuth) - at) / wide) ** 2)
+        along = np.exp(-0.5 * ((y - float(point[1])) / high) ** 2)
+        return (across * along)[..., None]
 
     eye, mouth, nose = anatomy.eyes[0], anatomy.mouth, anatomy.nose_tip
     cheek = eye + np.array([0.06, -0.20, 0.0])
-    blush = np.array([1.0, 0.80, 0.80])
     flush = 0.55 * spot(cheek, 0.24, 0.075) + 0.5 * spot(nose, 0.12, 0.045)
     flush += 0.3 * spot(anatomy.chin + np.array([0, 0.05, 0]), 0.2, 0.05) + 0.25 * spot(
         mouth, 0.3, 0.08
     )
     flush *= rng.uniform(0.8, 1.3) * pale
-    skin *= blush ** np.clip(flush, 0, 1.2)
+    _filter(skin, (1.0, 0.80, 0.80), np.clip(flush, 0, 1.2))
     socket = 0.22 * spot(eye + np.array([-0.02, 0.01, 0]), 0.13, 0.035) + 0.40 * spot(
         eye + np.array([-0.02, -0.075, 0]), 0.14, 0.03
     )
-    skin *= np.array([0.86, 0.77, 0.78]) ** (socket * rng.uniform(0.8, 1.4))
+    _filter(skin, (0.86, 0.77, 0.78), socket * rng.uniform(0.8, 1.4))
     forehead = spot(np.array([0.0, 0.33, 0.4]), 0.5, 0.12)
-    skin *= np.array([1.04, 1.035, 1.0]) ** forehead
+    _filter(skin, (1.04, 1.035, 1.0), forehead)
     _freckle(skin, person, azimuth, y, cheek, rng)
     if person.stubble > 0:
         _shade_beard(skin, person, anatomy, azimuth, y, rng)
@@ -117,6 +117,11 @@ def paint(model: FaceModel, person: Person) -> NDArray[np.float32]:
     return painted.astype(np.float32)
 
 
+def _filter(skin: Floats, colour: tuple[float, float, float], density: Floats) -> None:
+    """Lay a filter of ``colour`` and ``density`` [HEIGHT, WIDTH, 1] over it (Beer-Lambert)."""
+    skin *= np.exp(density.astype(np.float32) * np.log(colour, dtype=np.float32))
+
+
 def noise(rng: np.random.Generator, sigma: float) -> Floats:
     """[HEIGHT, WIDTH, 1] of unit variance, blurred by ``sigma`` texels, seamless in azimuth."""
     shrink = max(1, int(sigma / 3))
@@ -125,14 +130,14 @@ def noise(rng: np.random.Generator, sigma: float) -> Floats:
     wide = np.concatenate([small[:, -pad:], small, small[:, :pad]], 1)
     soft = cv2.GaussianBlur(wide, (0, 0), sigma / shrink)[:, pad:-pad]
     soft = cv2.resize(soft, (WIDTH, HEIGHT), interpolation=cv2.INTER_CUBIC)
-    return ((soft - soft.mean()) / soft.std())[..., None]
+    return np.asarray((soft - soft.mean()) / soft.std(), np.float32)[..., None]
 
 
 def _mottle(skin: Floats, pale: float, rng: np.random.Generator) -> None:
     for sigma, amount in ((60, 0.03), (18, 0.025), (6, 0.022), (2.5, 0.02), (1.2, 0.02)):
-        skin *= 1 + amount * noise(rng, sigma)
+        skin *= 1 + np.float32(amount) * noise(rng, sigma)
     redness = 0.03 * noise(rng, 25) + 0.025 * noise(rng, 8)
-    skin *= np.array([1.0, 0.75, 0.8]) ** (pale * np.clip(redness * 2, -0.2, 0.3))
+    _filter(skin, (1.0, 0.75, 0.8), pale * np.clip(redness * 2, -0.2, 0.3))
 
 
 def _freckle(
@@ -160,7 +165,7 @@ def _freckle(
         )
         cv2.circle(layer, at, int(rng.uniform(2.5, 4) * 8), 1.6, -1, cv2.LINE_AA, 3)
     soft = cv2.GaussianBlur(layer, (0, 0), 0.9)
-    skin *= np.array([0.72, 0.55, 0.45]) ** soft[..., None]
+    _filter(skin, (0.72, 0.55, 0.45), np.asarray(soft, np.float32)[..., None])
 
 
 def _shade_beard(

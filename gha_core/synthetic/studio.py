@@ -72,7 +72,7 @@ def lights(rng: np.random.Generator) -> tuple[list[Light], Array]:
         a, e = np.radians([azimuth, elevation])
         return np.array([np.sin(a) * np.cos(e), np.sin(e), np.cos(a) * np.cos(e)])
 
-    key = Light(towards(side * rng.uniform(28, 40), rng.uniform(28, 38)), 1.40 * warm, 0.30)
+    key = Light(towards(side * rng.uniform(28, 40), rng.uniform(28, 38)), 1.34 * warm, 0.30)
     fill = Light(towards(-side * rng.uniform(40, 60), rng.uniform(0, 15)), 0.55 * cool, 0.55)
     rim = Light(towards(-side * rng.uniform(125, 145), rng.uniform(25, 40)), 0.9 * cool, 0.25)
     return [key, fill, rim], np.array([0.30, 0.315, 0.33])
