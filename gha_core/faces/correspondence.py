@@ -49,6 +49,8 @@ EXPRESSIONS: tuple[dict[str, float], ...] = (
     {"mouthLowerDown": 0.7, "mouthUpperUp": 0.7, "jawOpen": 0.2},
     {"browInnerUp": 0.6, "browOuterUp": 0.6, "mouthFunnel": 0.4},
     {"browDown": 0.6, "eyeBlink": 0.5, "mouthPucker": 0.4},
+    {"eyeBlink": 1.0},
+    {"eyeBlink": 0.9, "jawOpen": 0.4},
 )
 
 

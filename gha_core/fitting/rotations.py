@@ -24,8 +24,8 @@ def logarithm(matrices: Floats) -> Floats:
 
 
 def unwrapped(vectors: Floats) -> Floats:
-    """[n, 3] axis-angle vectors of the same rotations, each the one of two below a full turn that is
-    nearer to the first's: near half a turn the axis would else flip from one to the next."""
+    """[n, 3] axis-angle vectors, each with its angle counted the way round (there are two below a
+    full turn) that is nearer to the first's: near half a turn the axis would else flip."""
     angle = np.linalg.norm(vectors, axis=-1, keepdims=True)
     safe = np.where(angle > 1e-9, angle, 1.0)
     other = np.where(angle > 1e-9, vectors * (1 - 2 * np.pi / safe), vectors)

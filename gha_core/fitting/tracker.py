@@ -52,9 +52,9 @@ class Settings:
         max_residual: a timestep whose median residual is larger is set aside.
     """
 
-    identity_prior: float = 0.3
-    expression_sparsity: float = 2.0
-    robust: float = 0.04
+    identity_prior: float = 0.2
+    expression_sparsity: float = 0.5
+    robust: float = 0.06
     acceleration: float = 1.0
     identity_timesteps: int = 100
     iterations: int = 15
@@ -63,9 +63,9 @@ class Settings:
 
 # Second differences per timestep (25 to 30 per second) of one standard deviation: axis-angle,
 # metres per metre of head length, expressions; eyes blink and jump, so that they may do more.
-_TURN, _MOVE, _EXPRESSION, _EYES = 0.004, 0.004, 0.06, 0.25
+_TURN, _MOVE, _EXPRESSION, _EYES = 0.004, 0.004, 0.08, 0.5
 _SIZE = 0.045  # standard deviation of people's head lengths, relative
-_RIDGE = 1.0  # weight of squared expressions: those that no landmark shows stay at rest
+_RIDGE = 0.3  # weight of squared expressions: those that no landmark shows stay at rest
 
 
 @dataclass(frozen=True)
