@@ -57,8 +57,12 @@ class Weights(StageParams):
     )
     silhouette: float = Field(0.1, ge=0, description="1 - soft intersection over union with mattes")
     landmarks: float = Field(1.0, ge=0, description="deformed neutral landmarks vs tracked ones")
-    offset: float = Field(0.01, ge=0, description="size of learned displacements and grid offsets")
-    surface: float = Field(0.1, ge=0, description="|signed distance| at the neutral landmarks")
+    offset: float = Field(
+        1.0, ge=0, description="squared learned displacements and grid offsets; paper: 0.01"
+    )
+    surface: float = Field(
+        0.3, ge=0, description="|signed distance| on landmarks and tracked face; paper: 0.1"
+    )
     laplacian: float = Field(2.0, ge=0, description="bumps, in units of the grid's spacing")
 
 
@@ -69,10 +73,10 @@ class Params(StageParams):
         32, ge=8, le=256, description="cells along the longest side of the grid's box"
     )
     output_resolution: int = Field(
-        48, ge=8, le=512, description="the same, of the finer grid that the final mesh comes from"
+        40, ge=8, le=512, description="the same, of the finer grid that the final mesh comes from"
     )
     width: int = Field(64, ge=8, le=512, description="hidden width of the networks; paper: 256")
-    steps: int = Field(800, ge=1, description="training steps; paper: 10000")
+    steps: int = Field(600, ge=1, description="training steps; paper: 10000")
     image_size: int = Field(128, ge=16, le=1024, description="longest side of training images, px")
     frames: int = Field(64, ge=1, description="at most so many timesteps, evenly spread, are used")
     views_per_step: int = Field(4, ge=1, description="views of the step's timestep; paper: 4")

@@ -300,7 +300,7 @@ def blob_person() -> tuple[TrackedFace, Tensor]:
     vertices = directions * torch.tensor([0.33, 0.48, 0.4]) * (1 + 0.3 * nose[:, None])
     basis = torch.zeros(2, 600, 3)
     basis[0, :, 1] = -0.1 * nose
-    face = TrackedFace(vertices, hull, basis, vertices[::12].clone())
+    face = TrackedFace(vertices, hull, basis, vertices[::12].clone(), torch.arange(600))
     colours = 0.5 + 0.4 * torch.sin(vertices * torch.tensor([7.0, 9, 5]))
     return face, colours
 

@@ -11,7 +11,13 @@ from torch import Tensor
 
 from gha_core.cameras import look_at
 from gha_core.errors import ParameterError
-from gha_core.mesh_rasterisation import mesh_edges, native, rasterize, render_mesh
+from gha_core.mesh_rasterisation import (
+    exposed_faces,
+    mesh_edges,
+    native,
+    rasterize,
+    render_mesh,
+)
 
 K = torch.tensor([[10.0, 0, 8], [0, 10, 8], [0, 0, 1]])
 FRONT = torch.eye(4)
@@ -158,3 +164,11 @@ def test_a_silhouette_loss_moves_a_square_onto_its_target() -> None:
         loss.backward()
         optimiser.step()
     assert torch.allclose(size, torch.tensor([1.5, 1.2]), atol=0.03)
+
+
+def test_faces_inside_a_closed_surface_are_not_exposed() -> None:
+    corners = torch.tensor([[1.0, 1, 1], [1, -1, -1], [-1, 1, -1], [-1, -1, 1]])
+    triangles = torch.tensor([[0, 1, 2], [0, 3, 1], [0, 2, 3], [1, 3, 2]])
+    vertices = torch.cat([corners, 0.2 * corners])
+    faces = torch.cat([triangles, triangles + 4])
+    assert exposed_faces(vertices, faces).tolist() == [True] * 4 + [False] * 4

@@ -21,8 +21,8 @@ class Surface:
 
     Attributes:
         vertices: [V, 3] head space; faces: [F, 3]; features: [V, 128].
-        offsets: [n, 3] in -1..1, of the grid nodes that carry it.
-        candidates: [V, 4] faces of the tracked mesh near each vertex.
+        offsets: [n, 3] head lengths, of the grid nodes that carry it.
+        candidates: [V, 2] faces of the tracked mesh near each vertex.
         spacing: of the grid.
     """
 
@@ -48,7 +48,7 @@ class Extractor:
 
     def __init__(self, grid: TetGrid, offset_scale: float, face: TrackedFace) -> None:
         self.grid, self.offset_scale = grid, offset_scale
-        self._near = near_faces(grid.nodes, face.vertices, face.faces, 2)
+        self._near = near_faces(grid.nodes, face.vertices, face.faces, 1)
         self._band, self._border = grid, torch.zeros(len(grid.nodes), dtype=torch.bool)
 
     def sweep(self, networks: HeadNetworks, where: str, rings: int = 2) -> None:
@@ -81,13 +81,13 @@ class Extractor:
         crossing = cross(band, sdf)
         nodes = band.nodes[crossing.nodes]
         values = networks.neutral(nodes)
-        positions = nodes + values.offset * self.offset_scale
-        vertices, weights = interpolate(positions, values.sdf, crossing.pairs)
+        offsets = values.offset * self.offset_scale
+        vertices, weights = interpolate(nodes + offsets, values.sdf, crossing.pairs)
         return Surface(
             vertices,
             crossing.faces,
             blend(values.features, weights, crossing.pairs),
-            values.offset,
+            offsets,
             self._near[band.source[crossing.nodes][crossing.pairs]].flatten(1),
             self.grid.spacing,
         )

@@ -17,7 +17,11 @@ from torch import Tensor
 from gha_core.cameras import Camera
 from gha_core.dataset import Dataset, View
 from gha_core.errors import ArtifactError, StageError, locate
+from gha_core.geometry.mesh import vertex_normals
+from gha_core.mesh_rasterisation import exposed_faces
 from gha_core.pose import HeadPose
+
+BARE = 0.4  # z of the normals of skin that hair seldom covers
 
 
 @dataclass(frozen=True)
@@ -25,24 +29,32 @@ class TrackedFace:
     """The subject's neutral face mesh as the tracker left it, head space.
 
     Attributes:
-        vertices: [V, 3]; faces: [F, 3] int64; expression_basis: [E, V, 3]; landmarks: [M, 3].
+        vertices: [V, 3]; expression_basis: [E, V, 3]; landmarks: [M, 3].
+        faces: [F, 3] int64, those that are seen from outside: a lip must not ride on the teeth.
+        skin: [K] int64, their vertices in the face that turn to the front: temples lie under hair.
     """
 
     vertices: Tensor
     faces: Tensor
     expression_basis: Tensor
     landmarks: Tensor
+    skin: Tensor
 
     @staticmethod
     def load(path: Path) -> TrackedFace:
         """Read the tracking artifact's ``identity.safetensors``."""
         try:
             tensors = load_file(path)
+            faces = tensors["faces"].long()
+            vertices = tensors["neutral_vertices"].float()
+            outside = faces[exposed_faces(vertices, faces)]
+            bare = vertex_normals(vertices, outside)[:, 2] > BARE
             return TrackedFace(
-                tensors["neutral_vertices"].float(),
-                tensors["faces"].long(),
+                vertices,
+                outside,
                 tensors["expression_basis"].float(),
                 tensors["landmarks"].float(),
+                (tensors["region.face"].bool() & bare).nonzero()[:, 0],
             )
         except (OSError, SafetensorError, KeyError) as error:
             raise ArtifactError(

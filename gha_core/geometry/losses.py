@@ -18,8 +18,8 @@ class LossWeights:
     rgb: float = 0.1
     silhouette: float = 0.1
     landmarks: float = 1.0
-    offset: float = 0.01
-    surface: float = 0.1
+    offset: float = 1.0
+    surface: float = 0.3
     laplacian: float = 2.0
 
 
@@ -45,13 +45,19 @@ def landmarks(deformed: Tensor, tracked: Tensor) -> Tensor:
 
 
 def offset(displacements: Tensor, grid_offsets: Tensor) -> Tensor:
-    """Keeps learned displacements [V, 3] (head lengths) and grid offsets [n, 3] (-1..1) small."""
-    return displacements.square().mean() + grid_offsets.square().mean()
+    """Keeps learned displacements [V, 3] and grid offsets [n, 3] (both in head lengths) small, so
+    that the neutral shape itself explains what all poses and expressions have in common.
+
+    Mean squared lengths. Hair that the pose network adds would be missing from the neutral mesh.
+    """
+    return displacements.square().sum(1).mean() + grid_offsets.square().sum(1).mean()
 
 
-def surface(sdf: Tensor) -> Tensor:
-    """Mean |sdf| of points that must lie on the surface: the neutral landmarks."""
-    return sdf.abs().mean()
+def surface(landmarks: Tensor, skin: Tensor) -> Tensor:
+    """Mean |sdf| of points that must lie on the surface: the neutral landmarks [M], and (beyond
+    the paper) as a second mean a sample [K] of the tracked face mesh, which knows the whole face.
+    """
+    return (landmarks.abs().mean() + skin.abs().mean()) / 2
 
 
 def laplacian(vertices: Tensor, edges: Tensor, normals: Tensor, spacing: float) -> Tensor:

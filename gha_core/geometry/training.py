@@ -27,6 +27,7 @@ from gha_core.mesh_rasterisation import Edges, MeshImage, mesh_edges, render_mes
 from gha_core.progress import track
 
 HISTORY_EVERY = 10  # steps
+SKIN_STRIDE = 4  # every step looks at one in so many vertices of the tracked face
 
 
 @dataclass(frozen=True)
@@ -35,7 +36,7 @@ class Settings:
 
     resolution: int = 32
     width: int = 64
-    steps: int = 800
+    steps: int = 600
     views_per_step: int = 4
     learning_rate: float = 1e-3
     final_learning_rate: float = 1e-4
@@ -241,6 +242,7 @@ def _terms(
             f"The mesh lies outside all images at {where} (cameras {cameras}). The tracked pose "
             "does not put the head where these cameras look; see the preview of the tracking stage."
         )
+    skin = face.vertices[face.skin[state.step % SKIN_STRIDE :: SKIN_STRIDE]]
     own_weight = points.new_ones(len(points))
     moved = points + networks.deformation(points, own_weight, expression, pose)
     if settings.expression_prior:
@@ -257,7 +259,7 @@ def _terms(
         "silhouette": losses.silhouette(soft, mattes, usable),
         "landmarks": losses.landmarks(moved, frame.landmarks),
         "offset": losses.offset(animated.learned, surface.offsets),
-        "surface": losses.surface(networks.sdf(points)),
+        "surface": losses.surface(networks.sdf(points), networks.sdf(skin)),
         "laplacian": losses.laplacian(
             surface.vertices,
             edges.vertices,
