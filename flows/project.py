@@ -102,7 +102,7 @@ def _link(name: str, capture: Path) -> None:
 
 def _load() -> tuple[YAML, CommentedMap]:
     yaml = YAML()
-    yaml.width = 100
+    yaml.width, yaml.preserve_quotes = 100, True
     path = Path(SUBJECTS_FILE)
     content = yaml.load(path) if path.exists() else None
     content = CommentedMap() if content is None else content
