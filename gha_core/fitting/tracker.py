@@ -65,6 +65,7 @@ class Settings:
 # metres per metre of head length, expressions; eyes blink and jump, so that they may do more.
 _TURN, _MOVE, _EXPRESSION, _EYES = 0.004, 0.004, 0.08, 0.5
 _SIZE = 0.045  # standard deviation of people's head lengths, relative
+_WORN = 12.0  # factor on sparsity while the identity is learned
 _RIDGE = 0.3  # weight of squared expressions: those that no landmark shows stay at rest
 
 
@@ -160,6 +161,8 @@ class _Fitter:
 
     def identity(self, state: State, observations: Observations, sees_scale: bool) -> State:
         """Everything at once, timesteps independent of each other."""
+        # More than in the fit per sequence: an expression worn all the time is a shape.
+        sparsity = _WORN * self.settings.expression_sparsity
         strength = self.settings.identity_prior * float(observations.views.sum())
 
         def size(at: State) -> float:
@@ -167,10 +170,10 @@ class _Fitter:
 
         def prior(at: State) -> float:
             own = 0.5 * strength * (float(at.identity @ at.identity) + size(at) ** 2)
-            return own + self._expression_energy(at)
+            return own + self._expression_energy(at, sparsity)
 
         def solve(at: State, q: Quadratic, damping: float) -> tuple[Floats, Floats]:
-            self._add_expression_prior(at, q)
+            self._add_expression_prior(at, q, sparsity)
             index = np.arange(len(at.identity))
             q.shared[index, index] += strength
             q.shared_gradient[:-1] += strength * at.identity
@@ -190,16 +193,17 @@ class _Fitter:
 
     def sequence(self, state: State, observations: Observations) -> State:
         """Poses and expressions of one sequence, smooth in time."""
+        sparsity = self.settings.expression_sparsity
         smooth = self._smoothness(observations, state.scale)
 
         def values(at: State) -> Floats:
             return np.concatenate([at.rotation, at.translation, at.expression], axis=1)
 
         def prior(at: State) -> float:
-            return smooth.energy(values(at)) + self._expression_energy(at)
+            return smooth.energy(values(at)) + self._expression_energy(at, sparsity)
 
         def solve(at: State, q: Quadratic, damping: float) -> tuple[Floats, Floats]:
-            self._add_expression_prior(at, q)
+            self._add_expression_prior(at, q, sparsity)
             now = values(at)
             hold = held(at.expression, q.frames_gradient + smooth.gradient(now))
             step = solve_smooth(q, smooth, now, hold, damping)
@@ -211,12 +215,12 @@ class _Fitter:
             state = self._minimise(title, state, observations, solve, prior, "frames", most, wide)
         return state
 
-    def _expression_energy(self, at: State) -> float:
-        sparse = self.settings.expression_sparsity * float(at.expression.sum())
+    def _expression_energy(self, at: State, sparsity: float) -> float:
+        sparse = sparsity * float(at.expression.sum())
         return sparse + 0.5 * _RIDGE * float((at.expression**2).sum())
 
-    def _add_expression_prior(self, at: State, q: Quadratic) -> None:
-        q.frames_gradient[:, POSE:] += self.settings.expression_sparsity + _RIDGE * at.expression
+    def _add_expression_prior(self, at: State, q: Quadratic, sparsity: float) -> None:
+        q.frames_gradient[:, POSE:] += sparsity + _RIDGE * at.expression
         index = np.arange(POSE, q.frames.shape[1])
         q.frames[:, index, index] += _RIDGE
 
