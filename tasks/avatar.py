@@ -30,7 +30,7 @@ from gha_core.dataset import Dataset
 from gha_core.losses import PerceptualDistance
 from tasks.stage import Inputs, StageParams
 
-_LINEAGE = (
+LINEAGE = (
     ("ingest", "frames.parquet"),
     ("ingest", "cameras.parquet"),
     ("matting", "alpha.parquet"),
@@ -51,6 +51,7 @@ class LearningRates(StageParams):
     opacities: float = Field(2e-2, ge=0, description="of logits")
     colours: float = Field(5e-3, ge=0, description="of each Gaussian's own channels")
     features: float = Field(5e-3, ge=0, description="of what the networks read")
+    body: float = Field(2e-2, ge=0, description="of logits: does a Gaussian go with the torso")
     networks: float = Field(2e-3, ge=0, description="the six dynamic networks")
     super_resolution: float = Field(2e-3, ge=0, description="the super-resolution network")
     pose_correction: float = Field(1e-5, ge=0, description="rad and head lengths, per frame")
@@ -87,7 +88,11 @@ class Params(StageParams):
     pose_shading: bool = Field(
         True, description="the pose colours the face too, for lamps that do not turn with the head"
     )
-    crop: int = Field(128, ge=32, description="side of the crops of the perceptual loss, px")
+    crop: int = Field(
+        160,
+        ge=32,
+        description="side of the part of each picture that a step draws at full size, px",
+    )
     final_rate: float = Field(0.04, gt=0, le=1, description="learning rates fall to this share")
     rates: LearningRates = Field(LearningRates(), description="learning rates")
     weights: LossWeights = Field(LossWeights(), description="weights of the losses")
@@ -101,7 +106,7 @@ def run(inputs: Inputs, params: Params, out: Path) -> None:
         StageError: no training view, an empty mesh, or a training that breaks down.
     """
     dataset = Dataset(inputs["ingest"], inputs["matting"], inputs["tracking"], inputs.splits)
-    lineage = {f"{stage}/{name}": _sha256(inputs[stage] / name) for stage, name in _LINEAGE}
+    lineage = {f"{stage}/{name}": _sha256(inputs[stage] / name) for stage, name in LINEAGE}
     views = TrainingViews(dataset, inputs.seed)
     torch.manual_seed(inputs.seed)
     face = TrackedFace.load(inputs["tracking"])

@@ -17,7 +17,7 @@ from gha_core.artifacts.images import Image
 from gha_core.artifacts.stage_folder import read_json, write_json
 from gha_core.avatar import quaternions
 from gha_core.avatar.head import GaussianHead, HeadConfig
-from gha_core.avatar.rendering import render
+from gha_core.avatar.rendering import render_features
 from gha_core.avatar.super_resolution import SCALE, SuperResolution
 from gha_core.cameras import Camera
 from gha_core.errors import ArtifactError
@@ -63,21 +63,19 @@ class Avatar:
         world = gaussians.moved(rotation, translation, pose.scale)
         # An odd size is rendered one pixel larger and cut.
         width, height = -(-camera.width // SCALE), -(-camera.height // SCALE)
-        K = np.diag([1 / SCALE, 1 / SCALE, 1.0]) @ camera.K
-        rendering = render(
+        image = render_features(
             world,
-            self.super_resolution,
-            torch.from_numpy(K).float()[None],
+            torch.from_numpy(camera.K).float()[None],
             torch.from_numpy(camera.w2c).float()[None],
             width,
             height,
         )
         alpha = torch.nn.functional.interpolate(
-            rendering.alpha, scale_factor=SCALE, mode="bilinear", align_corners=False
+            image.alpha, scale_factor=SCALE, mode="bilinear", align_corners=False
         )
         picture, matte = (
             (values.clamp(0, 1) * 255).round().to(torch.uint8).numpy()
-            for values in (rendering.picture[0].permute(1, 2, 0), alpha[0, 0])
+            for values in (self.super_resolution(image.whole)[0].permute(1, 2, 0), alpha[0, 0])
         )
         window = (slice(0, camera.height), slice(0, camera.width))
         return np.ascontiguousarray(picture[window]), np.ascontiguousarray(matte[window])

@@ -2,10 +2,11 @@
 
 Stage 2 of Xu et al., Gaussian Head Avatar (CVPR 2024): neutral Gaussians and six dynamic networks,
 where the expression networks act with weight λ (near the face's landmarks) and the pose networks
-with 1 - λ. Three things are added. Gaussians are first carried by the tracked face model's
-expression basis, so that the networks learn only what it misses. The pose network colours the face
-too: lamps stand still in the room while the head turns. And the networks never see a coefficient
-outside the range that training covered, because there they would answer with noise.
+with 1 - λ. Four things are added. Gaussians are first carried by the tracked face model's
+expression basis, and those of the torso stay behind where it is on average while the head moves, so
+that the networks learn only what that misses. The pose network colours the face too: lamps stand
+still in the room while the head turns. And the networks never see a coefficient outside the range
+that training covered, because there they would answer with noise.
 """
 
 from __future__ import annotations
@@ -68,6 +69,7 @@ class Neutral:
         weight: [N] λ, 1 where only the expression acts, 0 where only the pose does.
         shift: [E, N, 3] displacement under each expression, from the face model.
         turn: [E, N, 3] rotation vector under each expression, likewise.
+        body: [N] 0 for what goes with the head, 1 for what stays with the torso.
     """
 
     positions: Tensor
@@ -79,6 +81,7 @@ class Neutral:
     weight: Tensor
     shift: Tensor
     turn: Tensor
+    body: Tensor
 
 
 @dataclass(frozen=True)
@@ -124,6 +127,7 @@ class GaussianHead(nn.Module):
         self.opacities = nn.Parameter(torch.zeros(n))
         self.colours = nn.Parameter(torch.zeros(n, c))
         self.features = nn.Parameter(torch.zeros(n, f))
+        self.body = nn.Parameter(torch.zeros(n))
         width, half, pose = config.width, config.width // 2, encoded_size(POSE)
         self.colour_expression = ConditionedMLP(f, e, [width] * 2, c, 0.0)
         self.colour_pose = ConditionedMLP(f, pose, [half], c, 0.0)
@@ -155,6 +159,7 @@ class GaussianHead(nn.Module):
             self.colours.zero_()
             self.colours[:, :3] = neutral.colours
             self.features.copy_(neutral.features)
+            self.body.copy_(torch.logit(neutral.body.clamp(0.01, 0.99)))
             self.weight.copy_(neutral.weight)
             self.shift.copy_(neutral.shift)
             self.turn.copy_(neutral.turn)
@@ -166,14 +171,7 @@ class GaussianHead(nn.Module):
         Args:
             poses: one per timestep; expressions: [T, E].
         """
-        # The mean rotation: the proper orthogonal matrix nearest to the mean matrix.
-        left, _, right = np.linalg.svd(np.mean([pose.matrix for pose in poses], axis=0))
-        mean = left @ np.diag([1, 1, np.linalg.det(left @ right)]) @ right
-        origin = HeadPose(
-            _rotvec(mean),
-            np.mean([pose.translation for pose in poses], axis=0),
-            float(np.mean([pose.scale for pose in poses])),
-        )
+        origin = mean_pose(poses)
         self.pose_origin.copy_(torch.tensor([*origin.rotation, *origin.translation, origin.scale]))
         conditions = np.stack([self._relative(pose) for pose in poses])
         for buffer, values in ((self.pose_range, conditions), (self.expression_range, expressions)):
@@ -181,10 +179,8 @@ class GaussianHead(nn.Module):
             buffer.copy_(torch.from_numpy(extent.astype(np.float32)))
 
     def condition(self, pose: HeadPose) -> Tensor:
-        """[6] what the pose networks see: rotation (rad) and translation (head lengths) from the
-        mean training pose, held within what training covered."""
-        relative = torch.from_numpy(self._relative(pose).astype(np.float32))
-        return relative.clamp(self.pose_range[0], self.pose_range[1])
+        """[6] rotation (rad) and translation (head lengths) from the mean training pose."""
+        return torch.from_numpy(self._relative(pose).astype(np.float32))
 
     def _relative(self, pose: HeadPose) -> NDArray[np.float64]:
         origin = self.pose_origin.double().numpy()
@@ -199,7 +195,7 @@ class GaussianHead(nn.Module):
             expression: [E] coefficients; pose: [6] of :meth:`condition`.
         """
         seen = expression.clamp(self.expression_range[0], self.expression_range[1])
-        turning = positional_encoding(pose)
+        turning = positional_encoding(pose.clamp(self.pose_range[0], self.pose_range[1]))
         by_expression = slice(0, self.config.expression_gaussians)
         by_pose = slice(self.config.face_gaussians, self.config.gaussians)
         near, far = self.features[by_expression], self.features[by_pose]
@@ -223,9 +219,11 @@ class GaussianHead(nn.Module):
         active = expression.nonzero()[:, 0]
         shift = torch.tensordot(expression[active], self.shift[active], 1)
         turn = torch.tensordot(expression[active], self.turn[active], 1)
+        position, stay = self._left_behind(self.positions + shift, pose)
+        turn = turn + stay
         log_scales = self.log_scales + attributes[:, :3]
         return Gaussians(
-            means=self.positions + shift + DEFORMATION_SCALE * deformation,
+            means=position + DEFORMATION_SCALE * deformation,
             quaternions=quaternions.multiply(
                 quaternions.from_rotvec(turn), self.quaternions + attributes[:, 3:7]
             ),
@@ -234,6 +232,14 @@ class GaussianHead(nn.Module):
             channels=self.colours + colour,
         )
 
+    def _left_behind(self, points: Tensor, pose: Tensor) -> tuple[Tensor, Tensor]:
+        """Undo the head's movement as far as each Gaussian belongs to the torso: the moved points,
+        and the rotation vectors [N, 3] by which their Gaussians turn."""
+        rotation, offset = pose.split(3)
+        body = torch.sigmoid(self.body)[:, None]
+        back = quaternions.to_matrix(quaternions.from_rotvec(rotation))
+        return torch.lerp(points, (points - offset) @ back, body), -body * rotation
+
     def _blend(self, by_expression: Tensor, by_pose: Tensor) -> Tensor:
         """λ-blend of what the expression says about the first Gaussians and the pose about the
         last ones; where λ is 0 or 1 the network that has no say was not asked."""
@@ -241,6 +247,17 @@ class GaussianHead(nn.Module):
         weight = self.weight[near:far, None]
         between = weight * by_expression[near:] + (1 - weight) * by_pose[: far - near]
         return torch.cat([by_expression[:near], between, by_pose[far - near :]])
+
+
+def mean_pose(poses: list[HeadPose]) -> HeadPose:
+    """The mean place and scale, and the rotation nearest to the mean of the rotation matrices."""
+    left, _, right = np.linalg.svd(np.mean([pose.matrix for pose in poses], axis=0))
+    rotation = left @ np.diag([1, 1, np.linalg.det(left @ right)]) @ right
+    return HeadPose(
+        _rotvec(rotation),
+        np.mean([pose.translation for pose in poses], axis=0),
+        float(np.mean([pose.scale for pose in poses])),
+    )
 
 
 def _rotvec(matrix: NDArray[np.float64]) -> NDArray[np.float64]:

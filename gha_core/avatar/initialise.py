@@ -13,6 +13,7 @@ import json
 from dataclasses import dataclass
 from pathlib import Path
 
+import cv2
 import numpy as np
 import torch
 from numpy.typing import NDArray
@@ -22,7 +23,7 @@ from torch import Tensor
 
 from gha_core.artifacts.images import Image
 from gha_core.avatar import quaternions
-from gha_core.avatar.head import Neutral
+from gha_core.avatar.head import Neutral, mean_pose
 from gha_core.cameras import Camera
 from gha_core.errors import ArtifactError, StageError
 from gha_core.geometry.expression_prior import CarriedExpressions, carry
@@ -50,6 +51,9 @@ OPACITY = 0.8
 HIDDEN_COLOUR = (0.25, 0.12, 0.11)  # the inside of a mouth that no picture shows
 # Depth (head lengths) by which a point may lie behind the mesh and still count as seen.
 DEPTH_TOLERANCE = 0.04
+# Most of all Gaussians that start beyond the mesh, and the share of the pictures whose matte must
+# agree that there is something.
+BEYOND, AGREEMENT = 0.12, 0.9
 
 
 @dataclass(frozen=True)
@@ -170,6 +174,7 @@ def neutral_gaussians(
     rng = np.random.default_rng((seed, 1))
     features = principal_features(surface.features, feature_size)
     parts = _on_face(face, surface, features, count, rng)
+    parts += _beyond_surface(face, surface, features, round(BEYOND * count), photos, rng)
     rest = count - sum(len(part.positions) for part in parts)
     parts.append(_on_surface(face, surface, features, rest, rng))
     positions = torch.cat([part.positions for part in parts])
@@ -203,6 +208,7 @@ def neutral_gaussians(
         weight=weight[order],
         shift=shift[:, order].contiguous(),
         turn=turn[:, order].contiguous(),
+        body=_body(positions, face)[order],
     )
 
 
@@ -351,6 +357,78 @@ def _on_surface(
         interpolated(surface.colours),
         carry(positions, face.vertices, face.basis, face.faces),
     )
+
+
+def _beyond_surface(
+    face: TrackedFace,
+    surface: Surface,
+    features: Tensor,
+    most: int,
+    photos: list[Photo],
+    rng: np.random.Generator,
+) -> list[Seed]:
+    """At most ``most`` points where mattes show something, usually clothes, that the mesh does not
+    cover: on the plane through the head's origin that faces the camera, if the other photos agree.
+    """
+    points, normals, colours = [], [], []
+    for photo in photos:
+        camera, pose = photo.camera, photo.pose
+        world = torch.from_numpy(pose.to_world(surface.vertices.numpy())).float()
+        covered = rasterize(
+            world, surface.faces, camera.K, camera.w2c, camera.width, camera.height
+        ).mask.numpy()
+        # The mesh is as large as the torso where it ends, so a little way from it counts as beyond.
+        near = cv2.dilate(covered.astype(np.uint8), np.ones((5, 5), np.uint8)) > 0
+        rows, columns = np.nonzero((photo.alpha > 250) & ~near)
+        chosen = rng.permutation(len(rows))[: 4 * most // len(photos) + 1]
+        rows, columns = rows[chosen], columns[chosen]
+        depth = (camera.w2c[:3, :3] @ pose.translation + camera.w2c[:3, 3])[2]
+        pixels = np.stack([columns + 0.5, rows + 0.5, np.ones(len(rows))], 1)
+        local = depth * pixels @ np.linalg.inv(camera.K).T
+        points.append((local - camera.w2c[:3, 3]) @ camera.w2c[:3, :3])
+        normals.append(np.tile(-camera.forward @ pose.matrix, (len(rows), 1)))
+        colours.append(photo.image[rows, columns] / 255)
+    if not points:
+        return []
+    world_points = np.concatenate(points)
+    # Clothes hardly move, so all photos are asked about the same place in the world.
+    votes, asked = np.zeros(len(world_points)), np.zeros(len(world_points))
+    for photo in photos:
+        pixels = np.nan_to_num(photo.camera.project(world_points), nan=-1.0)
+        column, row = np.floor(pixels).astype(int).T
+        height, width = photo.alpha.shape
+        inside = (column >= 0) & (column < width) & (row >= 0) & (row < height)
+        asked += inside
+        matte = photo.alpha[row.clip(0, height - 1), column.clip(0, width - 1)]
+        votes += inside & (matte > 127)
+    kept = np.flatnonzero(votes >= AGREEMENT * np.maximum(asked, 1))
+    kept = np.sort(rng.permutation(kept)[:most])
+    if not len(kept):
+        return []
+    mean = mean_pose([photo.pose for photo in photos])
+    positions = torch.from_numpy(mean.to_head(world_points[kept])).float()
+    nearest = torch.from_numpy(cKDTree(surface.vertices.numpy()).query(positions.numpy())[1])
+    return [
+        Seed(
+            positions,
+            torch.from_numpy(np.concatenate(normals)[kept]).float(),
+            features[nearest],
+            torch.from_numpy(np.concatenate(colours)[kept]).float(),
+            carry(positions, face.vertices, face.basis, face.faces),
+        )
+    ]
+
+
+def _body(positions: Tensor, face: TrackedFace) -> Tensor:
+    """[N] 0 for what goes with the head to 1 for what stays with the torso, guessed from height:
+    it rises along the neck of the face model, and is 0 for what lies nearer to skull or face."""
+    if "neck" not in face.regions or not face.regions["neck"].any():
+        return torch.zeros(len(positions))
+    neck = face.vertices[face.regions["neck"]]
+    low, high = neck[:, 1].min(), neck[:, 1].max()
+    share = ((high - positions[:, 1]) / (high - low).clamp(min=1e-6)).clamp(0, 1)
+    nearest = torch.from_numpy(cKDTree(face.vertices.numpy()).query(positions.numpy())[1])
+    return torch.where(face.regions["neck"][nearest], share * share * (3 - 2 * share), 0.0)
 
 
 def _seen_colours(

@@ -8,45 +8,60 @@ import torch
 from torch import Tensor
 
 from gha_core.avatar.head import Gaussians
-from gha_core.avatar.super_resolution import SuperResolution
+from gha_core.avatar.super_resolution import MARGIN, SCALE
 from gha_core.splatting import rasterize_gaussians
 
 
 @dataclass(frozen=True)
-class Rendering:
-    """B views of size W x H.
+class FeatureImage:
+    """B half-size views of h x w pixels.
 
     Attributes:
-        picture: [B, 3, H, W] sRGB in 0..1 on white.
-        small: [B, 3, H/2, W/2] the feature image's first three channels, not clamped.
-        alpha: [B, 1, H/2, W/2].
+        padded: [B, h + 2 MARGIN, w + 2 MARGIN, C] over white, with the surroundings that the
+            super-resolution network looks at.
+        alpha: [B, 1, h, w].
     """
 
-    picture: Tensor
-    small: Tensor
+    padded: Tensor
     alpha: Tensor
 
+    @property
+    def colour(self) -> Tensor:
+        """[B, 3, h, w] the first three channels: a small picture, not clamped."""
+        return self.padded[:, MARGIN:-MARGIN, MARGIN:-MARGIN, :3].permute(0, 3, 1, 2)
 
-def render(
-    gaussians: Gaussians,
-    super_resolution: SuperResolution,
-    K: Tensor,
-    w2c: Tensor,
-    width: int,
-    height: int,
-) -> Rendering:
-    """Render Gaussians in the world.
+    def window(self, corners: list[tuple[int, int]], height: int, width: int) -> Tensor:
+        """The part of each view whose upper left feature pixel is given (row, column), with its
+        surroundings, as the super-resolution network wants it."""
+        tall, wide = height + 2 * MARGIN, width + 2 * MARGIN
+        parts = [
+            self.padded[index, top : top + tall, left : left + wide]
+            for index, (top, left) in enumerate(corners)
+        ]
+        return torch.stack(parts).permute(0, 3, 1, 2)
+
+    @property
+    def whole(self) -> Tensor:
+        """All of every view, as the super-resolution network wants it."""
+        return self.padded.permute(0, 3, 1, 2)
+
+
+def render_features(
+    gaussians: Gaussians, K: Tensor, w2c: Tensor, width: int, height: int
+) -> FeatureImage:
+    """Splat Gaussians of the world at half size.
 
     Args:
-        K: [B, 3, 3] of the half-size image; w2c: [B, 4, 4].
-        width, height: of the half-size image, px.
+        K: [B, 3, 3] of the full-size pictures; w2c: [B, 4, 4].
+        width, height: w and h of the half-size image, px.
     """
-    channels = gaussians.channels.shape[1]
-    background = torch.zeros(channels)
+    background = torch.zeros(gaussians.channels.shape[1])
     background[:3] = 1.0  # white
+    half = K.clone()
+    half[:, :2] /= SCALE
+    half[:, :2, 2] += MARGIN
     splat = rasterize_gaussians(
         gaussians.means, gaussians.quaternions, gaussians.scales, gaussians.opacities,
-        gaussians.channels, K, w2c, width, height, background,
+        gaussians.channels, half, w2c, width + 2 * MARGIN, height + 2 * MARGIN, background,
     )  # fmt: skip
-    features = splat.features.permute(0, 3, 1, 2)
-    return Rendering(super_resolution(features), features[:, :3], splat.alpha[:, None])
+    return FeatureImage(splat.features, splat.alpha[:, None, MARGIN:-MARGIN, MARGIN:-MARGIN])

@@ -37,11 +37,11 @@ class Batch:
     """B views of one frame, W x H pixels (even), the features being half that.
 
     Attributes:
-        K: [B, 3, 3] of the half-size image; w2c: [B, 4, 4].
+        K: [B, 3, 3]; w2c: [B, 4, 4].
         truth: [B, 3, H, W] on white; small: [B, 3, H/2, W/2].
         alpha: [B, 1, H/2, W/2] matte.
         weight: [B, 1, H, W] 1 inside the photo, 0 beyond its edge; small_weight likewise.
-        focus: [B, 2] pixel (x, y) about which to look closely.
+        focus: per view the pixel (x, y) about which to look closely.
     """
 
     K: Tensor
@@ -51,7 +51,7 @@ class Batch:
     alpha: Tensor
     weight: Tensor
     small_weight: Tensor
-    focus: Tensor
+    focus: list[tuple[float, float]]
 
 
 class TrainingViews:
@@ -126,10 +126,9 @@ class TrainingViews:
             pictures.append(torch.from_numpy(picture[: self.height, : self.width]))
             mattes.append(torch.from_numpy(matte[: self.height, : self.width]))
             weights.append(self._inside_photo(view))
-            K.append(np.diag([1 / SCALE, 1 / SCALE, 1.0]) @ camera.K)
+            K.append(camera.K)
             w2c.append(camera.w2c)
-            point = frame.landmarks[rng.integers(len(frame.landmarks))]
-            focus.append(np.nan_to_num(camera.project(frame.pose.to_world(point))))
+            focus.append(self._focus(frame, camera, rng))
         truth = torch.stack(pictures).permute(0, 3, 1, 2).float().contiguous() / 255
         alpha = torch.stack(mattes)[:, None].float() / 255
         weight = torch.stack(weights)[:, None]
@@ -141,8 +140,18 @@ class TrainingViews:
             alpha=F.avg_pool2d(alpha, SCALE),
             weight=weight,
             small_weight=(F.avg_pool2d(weight, SCALE) == 1).float(),
-            focus=torch.from_numpy(np.stack(focus)).float(),
+            focus=focus,
         )
+
+    def _focus(self, frame: Frame, camera: Camera, rng: np.random.Generator) -> tuple[float, float]:
+        """A landmark of the face as often as any place of the picture."""
+        x, y = rng.random(2) * [self.width, self.height]
+        if rng.random() < 0.5:
+            point = frame.landmarks[rng.integers(len(frame.landmarks))]
+            pixel = camera.project(frame.pose.to_world(point))
+            if np.isfinite(pixel).all():
+                x, y = pixel
+        return float(x), float(y)
 
     def _inside_photo(self, view: View) -> Tensor:
         key = view.camera.encode() + view.transform.tobytes() + repr(view.source_size).encode()

@@ -7,6 +7,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 SCALE = 2  # picture pixels per feature pixel, along each side
+# Feature pixels that the network needs around the part it draws. They are rendered, not made up by
+# padding, so a part of a picture comes out exactly as it does in the whole.
+MARGIN = 2
 # Colours are kept this far from 0 and 1 before the logit, where it would run to infinity.
 _EDGE = 2e-3
 
@@ -24,18 +27,23 @@ class SuperResolution(nn.Module):
 
     def __init__(self, channels: int, width: int) -> None:
         super().__init__()
-        self.coarse = nn.Conv2d(channels, width, 3, padding=1)
-        self.fine = nn.Conv2d(width, width // 2, 3, padding=1)
+        self.coarse = nn.Conv2d(channels, width, 3)
+        self.fine = nn.Conv2d(width, width // 2, 3)
         self.out = nn.Conv2d(width // 2, 3, 1)
         for parameter in self.out.parameters():
             nn.init.zeros_(parameter)
 
     def forward(self, features: Tensor) -> Tensor:
-        """[B, C, h, w] to [B, 3, 2h, 2w] sRGB in 0..1."""
-        x = torch.relu(self.coarse(features))
-        x = F.interpolate(x, scale_factor=SCALE, mode="bilinear", align_corners=False)
-        x = self.out(torch.relu(self.fine(x)))
-        picture = torch.logit(features[:, :3].clamp(_EDGE, 1 - _EDGE))
-        picture = F.interpolate(picture, scale_factor=SCALE, mode="bilinear", align_corners=False)
+        """[B, C, h + 2 MARGIN, w + 2 MARGIN] to [B, 3, 2h, 2w] sRGB in 0..1.
+
+        Fastest on CPUs if the channels are last in memory.
+        """
+        x = _enlarged(torch.relu(self.coarse(features)))
+        x = self.out(torch.relu(self.fine(x)))[..., 1:-1, 1:-1]
+        picture = torch.logit(features[:, :3, 1:-1, 1:-1].clamp(_EDGE, 1 - _EDGE))
         # The loss reads planes; handing it channels-last views made it twice as slow.
-        return torch.sigmoid(x + picture).contiguous()
+        return torch.sigmoid(x + _enlarged(picture)[..., 2:-2, 2:-2]).contiguous()
+
+
+def _enlarged(x: Tensor) -> Tensor:
+    return F.interpolate(x, scale_factor=SCALE, mode="bilinear", align_corners=False)

@@ -19,7 +19,7 @@ from gha_core.avatar.checkpoint import (
     write_checkpoint,
 )
 from gha_core.avatar.head import GaussianHead
-from gha_core.avatar.rendering import Rendering, render
+from gha_core.avatar.rendering import FeatureImage, render_features
 from gha_core.avatar.samples import Batch, Frame, TrainingViews
 from gha_core.avatar.super_resolution import SCALE, SuperResolution
 from gha_core.errors import StageError, locate
@@ -39,6 +39,7 @@ class Rates:
     opacities: float = 2e-2
     colours: float = 5e-3
     features: float = 5e-3
+    body: float = 2e-2
     networks: float = 2e-3
     super_resolution: float = 2e-3
     pose_correction: float = 1e-5
@@ -62,7 +63,8 @@ class TrainingConfig:
     Attributes:
         steps: in all; views: of one frame per step.
         final_rate: the learning rates fall exponentially to this share.
-        crop: side of the full-size crops that the perceptual loss sees, px.
+        crop: side of the part of each picture that is drawn at full size, px; the half-size
+            picture is always whole.
         checkpoint_seconds: time between checkpoints; it does not change the result.
     """
 
@@ -156,10 +158,9 @@ def train(
         rotation, translation = corrections.corrected(frame)
         world = head_space.moved(rotation, translation, frame.pose.scale)
         size = views.width // SCALE, views.height // SCALE
-        rendering = render(world, super_resolution, batch.K, batch.w2c, *size)
-        terms = loss_terms(
-            rendering, batch, perceptual if config.weights.perceptual else None, config.crop, step
-        )
+        image = render_features(world, batch.K, batch.w2c, *size)
+        close = _close_up(image, batch, config.crop, super_resolution)
+        terms = loss_terms(image, close, batch, perceptual, step)
         loss = sum(
             (getattr(config.weights, name.split("_")[0]) * value for name, value in terms.items()),
             torch.zeros(()),
@@ -167,7 +168,7 @@ def train(
         if not torch.isfinite(loss):
             _check_finite(modules.named_parameters(), step, frame)
             _check_finite(vars(world).items(), step, frame)
-            _check_finite(vars(rendering).items(), step, frame)
+            _check_finite(vars(image).items(), step, frame)
             _check_finite(terms.items(), step, frame)
         optimiser.zero_grad(set_to_none=True)
         loss.backward()
@@ -187,46 +188,67 @@ def train(
     return Trained(history, before + time.monotonic() - began, start)
 
 
+@dataclass(frozen=True)
+class CloseUp:
+    """A part of every picture at full size: drawn and true [B, 3, s, s], weight [B, 1, s, s]."""
+
+    picture: Tensor
+    truth: Tensor
+    weight: Tensor
+
+
+def _close_up(
+    image: FeatureImage, batch: Batch, side: int, super_resolution: SuperResolution
+) -> CloseUp:
+    """The ``side`` x ``side`` px about the focus of each view, as far as the picture reaches.
+
+    Most of a step's time goes into full-size pixels, and a quarter of them teaches nearly as much.
+    """
+    height, width = (length // SCALE for length in batch.truth.shape[-2:])
+    tall, wide = min(side // SCALE, height), min(side // SCALE, width)
+    corners = []
+    for x, y in batch.focus:
+        top = min(max(round(y / SCALE - tall / 2), 0), height - tall)
+        left = min(max(round(x / SCALE - wide / 2), 0), width - wide)
+        corners.append((top, left))
+
+    def part(pictures: Tensor) -> Tensor:
+        windows = [
+            picture[:, SCALE * top : SCALE * (top + tall), SCALE * left : SCALE * (left + wide)]
+            for picture, (top, left) in zip(pictures, corners, strict=True)
+        ]
+        return torch.stack(windows)
+
+    picture = super_resolution(image.window(corners, tall, wide))
+    return CloseUp(picture, part(batch.truth), part(batch.weight))
+
+
 def loss_terms(
-    rendering: Rendering,
+    image: FeatureImage,
+    close: CloseUp,
     batch: Batch,
     perceptual: PerceptualDistance | None,
-    crop: int,
     step: int,
 ) -> dict[str, Tensor]:
     """The unweighted terms; the word before "_" names the weight.
 
-    The perceptual distance is taken in turns of the half-size pictures and of full-size crops about
-    a point of the face: each is as good a teacher in half of the steps, and costs half.
+    The perceptual distance is taken in turns at half and at full size: each is as good a teacher in
+    half of the steps, and costs half.
     """
+    colour = image.colour
     terms = {
-        "picture": l1(rendering.picture, batch.truth, batch.weight),
-        "small": l1(rendering.small, batch.small, batch.small_weight),
-        "structure": structural_dissimilarity(rendering.picture, batch.truth, batch.weight),
-        "silhouette": soft_iou(rendering.alpha, batch.alpha, batch.small_weight),
+        "picture": l1(close.picture, close.truth, close.weight),
+        "small": l1(colour, batch.small, batch.small_weight),
+        "structure": structural_dissimilarity(close.picture, close.truth, close.weight),
+        "silhouette": soft_iou(image.alpha, batch.alpha, batch.small_weight),
     }
-    if perceptual is None:
-        return terms
-    if step % 2:
-        image = torch.where(batch.small_weight > 0, rendering.small, batch.small)
-        terms["perceptual_small"] = perceptual(image, batch.small)
-    else:
-        image = torch.where(batch.weight > 0, rendering.picture, batch.truth)
-        terms["perceptual_picture"] = perceptual(*_crops(image, batch, crop))
+    if perceptual is not None and step % 2:
+        seen = torch.where(batch.small_weight > 0, colour, batch.small)
+        terms["perceptual_small"] = perceptual(seen, batch.small)
+    elif perceptual is not None:
+        seen = torch.where(close.weight > 0, close.picture, close.truth)
+        terms["perceptual_picture"] = perceptual(seen, close.truth)
     return terms
-
-
-def _crops(image: Tensor, batch: Batch, side: int) -> tuple[Tensor, Tensor]:
-    height, width = image.shape[-2:]
-    side = min(side, height, width)
-    images, truths = [], []
-    for index, (x, y) in enumerate(batch.focus.tolist()):
-        left = min(max(round(x - side / 2), 0), width - side)
-        top = min(max(round(y - side / 2), 0), height - side)
-        window = (index, slice(None), slice(top, top + side), slice(left, left + side))
-        images.append(image[window])
-        truths.append(batch.truth[window])
-    return torch.stack(images), torch.stack(truths)
 
 
 def _optimiser(
@@ -242,6 +264,7 @@ def _optimiser(
         "opacities": rates.opacities,
         "colours": rates.colours,
         "features": rates.features,
+        "body": rates.body,
     }
     groups = [{"params": [getattr(head, name)], "lr": rate} for name, rate in own.items()]
     networks = [value for name, value in head.named_parameters() if name not in own]

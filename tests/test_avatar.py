@@ -1,0 +1,647 @@
+"""The avatar: what moves its Gaussians, how it is trained, killed, resumed, saved and looked at."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from numpy.typing import NDArray
+from safetensors.torch import load_file, save_file
+
+from gha_core.artifacts import schemas
+from gha_core.artifacts.images import decode_image, encode_png
+from gha_core.artifacts.tables import read_rows, write_table
+from gha_core.avatar import Avatar, quaternions
+from gha_core.avatar.checkpoint import FILE, read_checkpoint
+from gha_core.avatar.head import GaussianHead, HeadConfig
+from gha_core.avatar.initialise import (
+    SHARES,
+    Surface,
+    TrackedFace,
+    principal_features,
+    sample_triangles,
+)
+from gha_core.avatar.samples import TrainingViews
+from gha_core.avatar.super_resolution import MARGIN, SCALE, SuperResolution
+from gha_core.cameras import Camera, look_at
+from gha_core.dataset import Dataset
+from gha_core.errors import ArtifactError, StageError
+from gha_core.mesh_rasterisation import rasterize
+from gha_core.pose import HeadPose
+from gha_core.splits import Splits
+from tasks import avatar as stage
+from tasks.stage import Inputs
+
+SIZE = 48
+NAMES = ("jawOpen", "eyeLookLeft", "neverShown")
+SPLITS = Splits(test_cameras=("right",), test_sequences=("held",))
+# No perceptual term: its network costs more than all else at this size.
+TINY = stage.Params(
+    steps=75,
+    gaussians=400,
+    channels=8,
+    features=8,
+    width=16,
+    super_resolution_width=8,
+    crop=32,
+    checkpoint_seconds=0.0,
+    weights=stage.LossWeights(perceptual=0.0),
+)
+
+
+# A subject made of two balls: a head, and an eye in it ------------------------------------------
+
+
+@dataclass(frozen=True)
+class Ball:
+    vertices: torch.Tensor
+    faces: torch.Tensor
+
+
+def _ball(radius: float, centre: tuple[float, float, float], rings: int = 10) -> Ball:
+    columns = 2 * rings
+    up = np.linspace(0.02, np.pi - 0.02, rings)
+    around = np.arange(columns) * 2 * np.pi / columns
+    u, a = np.meshgrid(up, around, indexing="ij")
+    unit = np.stack([np.sin(u) * np.sin(a), np.cos(u), np.sin(u) * np.cos(a)], -1).reshape(-1, 3)
+    faces = []
+    for i in range(rings - 1):
+        for j in range(columns):
+            a0, b0 = i * columns + j, i * columns + (j + 1) % columns
+            faces += [[a0, a0 + columns, b0], [b0, a0 + columns, b0 + columns]]
+    vertices = torch.from_numpy(unit * radius + np.array(centre)).float()
+    return Ball(vertices, torch.tensor(faces))
+
+
+def _face() -> tuple[Ball, torch.Tensor, dict[str, torch.Tensor]]:
+    """Mesh, expression basis and regions: the chin drops, the eye shifts."""
+    head, eye = _ball(0.5, (0, 0, 0)), _ball(0.12, (0.15, 0.1, 0.42), 6)
+    vertices = torch.cat([head.vertices, eye.vertices])
+    faces = torch.cat([head.faces, eye.faces + len(head.vertices)])
+    is_eye = torch.arange(len(vertices)) >= len(head.vertices)
+    basis = torch.zeros(len(NAMES), len(vertices), 3)
+    chin = ((-vertices[:, 1] - 0.1) / 0.4).clamp(0, 1) * (vertices[:, 2] > 0) * ~is_eye
+    basis[0, :, 1] = -0.15 * chin
+    basis[1, is_eye, 0] = 0.06
+    basis[2, :, 2] = 0.1 * ~is_eye
+    regions = {"eyes": is_eye, "face": ~is_eye & (vertices[:, 2] > 0)}
+    regions["neck"] = ~is_eye & (vertices[:, 1] < -0.4)
+    return Ball(vertices, faces), basis, regions
+
+
+def _colours(vertices: torch.Tensor, eyes: torch.Tensor) -> NDArray[np.float32]:
+    tint = 0.5 + 0.4 * torch.sin(6 * vertices + torch.tensor([0.0, 1.0, 2.0]))
+    return torch.where(eyes[:, None], torch.tensor([0.1, 0.2, 0.8]), tint).numpy()
+
+
+def _cameras() -> dict[str, Camera]:
+    K = np.array([[1.9 * SIZE, 0, SIZE / 2], [0, 1.9 * SIZE, SIZE / 2], [0, 0, 1.0]])
+    eyes = {"front": (0.0, 0.0, 0.5), "left": (-0.25, 0.05, 0.45), "right": (0.2, 0.0, 0.45)}
+    return {
+        name: Camera(
+            name, K, look_at(np.array(eye), np.zeros(3), np.array([0, 1.0, 0])), SIZE, SIZE
+        )
+        for name, eye in eyes.items()
+    }
+
+
+def _motion(sequence: str, timestep: int) -> tuple[HeadPose, NDArray[np.float32]]:
+    phase = timestep + (0.5 if sequence == "held" else 0.0)
+    rotation = np.array([0.1 * np.sin(phase), 0.15 * np.cos(phase), 0.0])
+    pose = HeadPose(rotation, np.array([0.004 * phase, 0, 0]), 0.2)
+    shown = [0.5 + 0.5 * np.sin(2 * phase), 0.5 + 0.5 * np.cos(phase), 0.0]
+    return pose, np.array(shown, np.float32)
+
+
+def _make_subject(folder: Path) -> None:
+    """Artifacts of ingest, matting, tracking and geometry."""
+    mesh, basis, regions = _face()
+    colours = _colours(mesh.vertices, regions["eyes"])
+    cameras = _cameras()
+    for stage_name in ("ingest", "matting", "tracking", "geometry"):
+        (folder / stage_name).mkdir(parents=True)
+    landmarks = mesh.vertices[::7]
+    frames, alphas, tracked = [], [], []
+    for sequence, count in (("held", 2), ("talk", 4)):
+        for timestep in range(count):
+            pose, expression = _motion(sequence, timestep)
+            move = torch.tensordot(torch.from_numpy(expression), basis, 1)
+            key = {"subject": "ball", "sequence": sequence, "timestep": timestep}
+            tracked.append(
+                {
+                    **key,
+                    "rotation": pose.rotation.tolist(),
+                    "translation": pose.translation.tolist(),
+                    "scale": pose.scale,
+                    "expression": expression.tolist(),
+                    "landmarks": (landmarks + move[::7]).numpy().ravel().tolist(),
+                    "residual": 0.0,
+                }
+            )
+            world = torch.from_numpy(pose.to_world((mesh.vertices + move).numpy())).float()
+            for camera in cameras.values():
+                seen = rasterize(world, mesh.faces, camera.K, camera.w2c, SIZE, SIZE)
+                corners = torch.from_numpy(colours)[mesh.faces[seen.face_index.clamp(min=0)]]
+                picture = (corners * seen.barycentric[..., None]).sum(-2).numpy()
+                picture[~seen.mask.numpy()] = 0.3
+                size = {"width": SIZE, "height": SIZE}
+                image = encode_png((picture * 255).astype(np.uint8))
+                frames.append(
+                    {
+                        **key, **size, "camera": camera.name, "image": image,
+                        "time": 0.1 * timestep,
+                        "sharpness": 1.0, "transform": np.eye(3).ravel().tolist(),
+                        "source_width": SIZE, "source_height": SIZE,
+                    }
+                )  # fmt: skip
+                matte = encode_png(seen.mask.numpy().astype(np.uint8) * 255)
+                alphas.append({**key, **size, "camera": camera.name, "alpha": matte})
+    write_table(folder / "ingest/frames.parquet", schemas.FRAMES, frames)
+    rows = [camera.row("ball") for camera in cameras.values()]
+    write_table(folder / "ingest/cameras.parquet", schemas.CAMERAS, rows)
+    write_table(folder / "matting/alpha.parquet", schemas.ALPHA, alphas)
+    write_table(folder / "tracking/tracking.parquet", schemas.TRACKING, tracked)
+    identity = {
+        "identity": torch.zeros(2),
+        "neutral_vertices": mesh.vertices,
+        "expression_basis": basis,
+        "faces": mesh.faces,
+        "landmarks": landmarks.contiguous(),
+        **{f"region.{name}": mask.byte() for name, mask in regions.items()},
+    }
+    metadata = {"expression_names": json.dumps(NAMES), "licence": "CC0-1.0"}
+    save_file(identity, folder / "tracking/identity.safetensors", metadata)
+    head = _ball(0.5, (0, 0, 0), 14)
+    geometry = {
+        "vertices": head.vertices,
+        "faces": head.faces,
+        "features": torch.tanh(head.vertices @ torch.linspace(-3, 3, 3 * 128).view(3, 128)),
+        "colours": torch.full((len(head.vertices), 3), 0.5),
+        "landmarks": landmarks.contiguous(),
+    }
+    save_file(geometry, folder / "geometry/geometry.safetensors")
+
+
+@pytest.fixture(scope="module")
+def subject(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("subject")
+    _make_subject(folder)
+    return folder
+
+
+def _inputs(subject: Path, work: Path) -> Inputs:
+    work.mkdir(exist_ok=True, parents=True)
+    return Inputs("ball", subject, "auto", subject, work, SPLITS, seed=3)
+
+
+@pytest.fixture(scope="module")
+def trained(subject: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The output folder of an uninterrupted run."""
+    folder = tmp_path_factory.mktemp("trained")
+    (folder / "out").mkdir()
+    stage.run(_inputs(subject, folder / "work"), TINY, folder / "out")
+    return folder / "out"
+
+
+def _train_views(subject: Path) -> TrainingViews:
+    dataset = Dataset(subject / "ingest", subject / "matting", subject / "tracking", SPLITS)
+    return TrainingViews(dataset, 3)
+
+
+def _untrained(subject: Path, params: stage.Params = TINY) -> GaussianHead:
+    face, surface = TrackedFace.load(subject / "tracking"), Surface.load(subject / "geometry")
+    return stage.build(face, surface, _train_views(subject), params)[0]
+
+
+# Rotations ---------------------------------------------------------------------------------------
+
+_vectors = st.lists(st.floats(-2, 2), min_size=3, max_size=3).map(
+    lambda values: torch.tensor(values, dtype=torch.float64)
+)
+
+
+@settings(deadline=None)
+@given(_vectors, _vectors)
+def test_multiplying_quaternions_multiplies_rotations(a: torch.Tensor, b: torch.Tensor) -> None:
+    p, q = quaternions.from_rotvec(a), quaternions.from_rotvec(b)
+    product = quaternions.to_matrix(p) @ quaternions.to_matrix(q)
+    torch.testing.assert_close(quaternions.to_matrix(quaternions.multiply(p, q)), product)
+    torch.testing.assert_close(
+        quaternions.to_matrix(p), torch.from_numpy(cv2.Rodrigues(a.numpy())[0]), atol=1e-8, rtol=0
+    )
+
+
+@settings(deadline=None)
+@given(_vectors)
+def test_facing_turns_z_to_the_direction(direction: torch.Tensor) -> None:
+    if direction.norm() < 1e-3:
+        return
+    unit = direction / direction.norm()
+    turned = quaternions.to_matrix(quaternions.facing(unit))[:, 2]
+    torch.testing.assert_close(turned, unit, atol=1e-5, rtol=0)
+
+
+def test_rotation_vectors_have_gradients_at_rest() -> None:
+    rotvec = torch.zeros(3, dtype=torch.float64, requires_grad=True)
+    torch.autograd.gradcheck(quaternions.from_rotvec, rotvec)
+
+
+# The neutral Gaussians ---------------------------------------------------------------------------
+
+
+@settings(max_examples=20, deadline=None)
+@given(st.integers(1, 400), st.integers(0, 5))
+def test_samples_lie_on_their_triangles_and_follow_density(count: int, seed: int) -> None:
+    ball = _ball(1.0, (0, 0, 0))
+    density = (ball.vertices[ball.faces].mean(1)[:, 1] > 0).float()
+    index, weights = sample_triangles(
+        ball.vertices, ball.faces, density, count, np.random.default_rng(seed)
+    )
+    assert len(index) == count
+    assert (density[index] == 1).all()
+    assert (weights >= 0).all()
+    torch.testing.assert_close(weights.sum(1), torch.ones(count))
+
+
+def test_principal_features_survive_saturated_ones() -> None:
+    features = torch.tensor([[1.0, -1.0, 0.2], [0.1, 1.0, -1.0], [-1.0, 0.0, 1.0], [1.0, 1.0, 0.0]])
+    for size in (2, 3, 5):
+        reduced = principal_features(features, size)
+        assert reduced.shape == (4, size)
+        assert torch.isfinite(reduced).all()
+        assert reduced.square().mean().sqrt().item() == pytest.approx(1.0, abs=1e-3)
+
+
+def test_gaussians_start_with_the_colours_of_the_photos(subject: Path) -> None:
+    head = _untrained(subject)
+    moved = head.positions.detach()
+    front = (moved.norm(dim=1) - 0.5).abs() < 0.02
+    front &= (moved[:, 2] > 0.3) & (moved[:, :2] - torch.tensor([0.15, 0.1])).norm(dim=1).gt(0.2)
+    expected = _colours(moved[front], torch.zeros(int(front.sum()), dtype=torch.bool))
+    error = (head.colours[front, :3].detach() - torch.from_numpy(expected)).abs().mean()
+    assert error < 0.08
+
+
+def test_an_eye_moves_with_its_own_basis_though_skin_is_as_near(subject: Path) -> None:
+    head = _untrained(subject)
+    views = _train_views(subject)
+    rest = head.condition(views.frames[0].pose)
+    with torch.no_grad():
+        still = head(torch.zeros(3), rest).means
+        looking = head(torch.tensor([0.0, 1.0, 0.0]), rest).means
+    shift = looking - still
+    distance = ((head.positions - torch.tensor([0.15, 0.1, 0.42])).norm(dim=1) - 0.12).abs()
+    on_eye = shift[:, 0] > 0.05
+    assert on_eye.sum() >= 0.9 * SHARES["eyes"] * TINY.gaussians
+    assert (distance[on_eye] < 0.02).all()
+    torch.testing.assert_close(
+        shift[on_eye], torch.tensor([0.06, 0, 0]).expand(int(on_eye.sum()), 3), atol=2e-3, rtol=0
+    )
+
+
+def test_without_the_prior_nothing_moves_before_training(subject: Path) -> None:
+    head = _untrained(subject, TINY.model_copy(update={"expression_prior": False}))
+    rest = torch.zeros(6)
+    with torch.no_grad():
+        still, moved = head(torch.zeros(3), rest).means, head(torch.ones(3), rest).means
+    torch.testing.assert_close(still, moved)
+
+
+# The dynamic head --------------------------------------------------------------------------------
+
+
+def _random_head(weight: torch.Tensor) -> GaussianHead:
+    """Every parameter random, as after training; ``weight`` falls from 1 to 0."""
+    torch.manual_seed(0)
+    config = HeadConfig(
+        gaussians=len(weight),
+        expression_gaussians=int((weight > 0).sum()),
+        face_gaussians=int((weight == 1).sum()),
+        expressions=3,
+        channels=5,
+        features=4,
+        width=64,
+        pose_shading=False,
+    )
+    head = GaussianHead(config)
+    with torch.no_grad():
+        for parameter in head.parameters():
+            parameter.copy_(0.3 * torch.randn_like(parameter))
+        head.weight.copy_(weight)
+        head.encoding.normal_()
+        head.body.fill_(-30.0)
+    return head
+
+
+def test_lambda_decides_which_networks_move_a_gaussian() -> None:
+    head = _random_head(torch.tensor([1.0, 1.0, 0.75, 0.5, 0.0, 0.0]))
+    with torch.no_grad():
+        calm, tense = (head(torch.tensor(e), torch.zeros(6)) for e in ([0.0, 0, 0], [0.9, 0.5, 1]))
+        turned = head(torch.zeros(3), torch.tensor([0.5, -0.3, 0.2, 0, 0, 0]))
+    for name in ("means", "scales", "opacities", "channels"):
+        before, by_expression, by_pose = (getattr(g, name) for g in (calm, tense, turned))
+        followed = (by_expression - before).reshape(6, -1).abs().amax(1) > 1e-7
+        assert followed.tolist() == [True] * 4 + [False] * 2, name
+        posed = (by_pose - before).reshape(6, -1).abs().amax(1) > 1e-7
+        assert posed.tolist() == [False] * 2 + [True] * 4, name
+
+
+def test_blend_is_linear_in_lambda() -> None:
+    expression, pose = torch.tensor([0.9, 0.5, 1.0]), torch.tensor([0.5, -0.3, 0.2, 0.1, 0, 0])
+    results = []
+    for value in (0.999999, 0.5, 0.000001):  # all "between", so that all go through both networks
+        head = _random_head(torch.full((3,), value))
+        with torch.no_grad():
+            results.append(head(expression, pose).channels)
+    torch.testing.assert_close(results[1], (results[0] + results[2]) / 2, atol=1e-5, rtol=1e-4)
+
+
+def test_networks_do_not_answer_beyond_what_training_covered() -> None:
+    head = _random_head(torch.tensor([1.0, 0.5, 0.0]))
+    head.expression_range[1, 2] = 0.0  # the third expression was never shown
+    head.shift[2] = 0.25
+    with torch.no_grad():
+        still = head(torch.zeros(3), torch.zeros(6))
+        shown = head(torch.tensor([0.0, 0.0, 1.0]), torch.zeros(6))
+        turned, further = (head(torch.zeros(3), torch.full((6,), v)) for v in (1.0, 1.3))
+    torch.testing.assert_close(shown.channels, still.channels)
+    torch.testing.assert_close(shown.means, still.means + 0.25)  # the prior still acts
+    torch.testing.assert_close(turned.means, further.means)
+
+
+def test_the_torso_stays_in_the_world_while_the_head_moves() -> None:
+    head = _random_head(torch.zeros(4))
+    with torch.no_grad():
+        head.deformation_pose.layers[-1].weight.zero_()
+        head.deformation_pose.layers[-1].bias.zero_()
+        head.body.copy_(torch.tensor([-30.0, -30.0, 30.0, 30.0]))
+    poses = [
+        HeadPose(np.array([0.1, 0.4, -0.2]), np.array([0.1, 0.2, 0.9]), 0.2),
+        HeadPose(np.array([0.3, -0.5, 0.1]), np.array([0.12, 0.18, 0.95]), 0.2),
+    ]
+    head.set_ranges(poses, np.zeros((2, 3), np.float32))
+    with torch.no_grad():
+        worlds = [
+            pose.to_world(head(torch.zeros(3), head.condition(pose)).means.numpy())
+            for pose in poses
+        ]
+        still = [pose.to_world(head.positions.numpy()) for pose in poses]
+    np.testing.assert_allclose(worlds[0][2:], worlds[1][2:], atol=1e-5)
+    for world, expected in zip(worlds, still, strict=True):
+        np.testing.assert_allclose(world[:2], expected[:2], atol=1e-5)
+
+
+def test_moving_gaussians_to_the_world_agrees_with_the_pose() -> None:
+    head = _random_head(torch.tensor([1.0, 0.0]))
+    pose = HeadPose(np.array([0.3, -0.5, 0.1]), np.array([0.1, 0.2, 0.9]), 0.2)
+    with torch.no_grad():
+        gaussians = head(torch.zeros(3), torch.zeros(6))
+        rotation = quaternions.from_rotvec(torch.tensor(pose.rotation).float())
+        moved = gaussians.moved(rotation, torch.tensor(pose.translation).float(), pose.scale)
+    np.testing.assert_allclose(moved.means, pose.to_world(gaussians.means.numpy()), atol=1e-6)
+    torch.testing.assert_close(moved.scales, 0.2 * gaussians.scales)
+    before, after = (quaternions.to_matrix(g.quaternions) for g in (gaussians, moved))
+    torch.testing.assert_close(after, torch.tensor(pose.matrix).float() @ before)
+
+
+def test_super_resolution_starts_as_enlargement_and_draws_parts_as_in_the_whole() -> None:
+    torch.manual_seed(0)
+    network = SuperResolution(6, 8)
+    padded = torch.rand(1, 6, 12 + 2 * MARGIN, 16 + 2 * MARGIN)
+    with torch.no_grad():
+        start = network(padded)
+        assert start.shape == (1, 3, SCALE * 12, SCALE * 16)
+        logits = torch.logit(padded[:, :3].clamp(2e-3, 1 - 2e-3))
+        enlarged = torch.nn.functional.interpolate(logits, scale_factor=SCALE, mode="bilinear")
+        inner = SCALE * MARGIN
+        torch.testing.assert_close(
+            start, torch.sigmoid(enlarged[..., inner:-inner, inner:-inner]), atol=1e-5, rtol=0
+        )
+        for parameter in network.parameters():
+            parameter.normal_(0, 0.3)
+        whole = network(padded)
+        part = network(padded[..., 3 : 3 + 6 + 2 * MARGIN, 5 : 5 + 7 + 2 * MARGIN])
+    torch.testing.assert_close(part, whole[..., 6:18, 10:24], atol=1e-5, rtol=1e-4)
+
+
+# Training ----------------------------------------------------------------------------------------
+
+
+def test_the_stage_writes_a_trained_avatar(subject: Path, trained: Path) -> None:
+    names = {path.name for path in trained.iterdir()}
+    assert names == {
+        "avatar.safetensors", "avatar.json", "history.parquet", "summary.json", "preview.jpg",
+    }  # fmt: skip
+    assert decode_image((trained / "preview.jpg").read_bytes()).shape[2] == 3
+    rows = list(read_rows(trained / "history.parquet", schemas.HISTORY))
+    picture = [row["value"] for row in rows if row["term"] == "picture"]
+    assert len(picture) == 3
+    assert picture[-1] < 0.8 * picture[0]
+    assert {row["term"] for row in rows} == {"picture", "small", "structure", "silhouette"}
+    summary = json.loads((trained / "summary.json").read_text())
+    assert (summary["training_views"], summary["training_timesteps"]) == (8, 4)
+
+
+def test_it_shows_held_out_frames_from_a_held_out_camera(subject: Path, trained: Path) -> None:
+    avatar = Avatar.load(trained)
+    dataset = Dataset(subject / "ingest", subject / "matting", subject / "tracking", SPLITS)
+    untrained, learned = [], []
+    for view in (v for v in dataset.test if v.part == "novel_view_and_expression"):
+        truth = dataset.image(view).astype(float)
+        inside = dataset.alpha(view) > 0
+        image, alpha = avatar.render(dataset.cameras[view.camera], view.pose, view.expression)
+        learned.append(np.abs(image - truth)[inside].mean())
+        untrained.append(np.abs(128 - truth)[inside].mean())
+        assert np.mean((alpha > 127) == inside) > 0.9
+    assert np.mean(learned) < 0.5 * np.mean(untrained)
+
+
+def test_test_rows_have_no_influence(subject: Path, trained: Path, tmp_path: Path) -> None:
+    """Every held-out picture and matte is replaced by noise, every held-out timestep tracked
+    elsewhere; the avatar is the same, byte for byte."""
+    other = tmp_path / "other"
+    shutil.copytree(subject, other)
+    rng = np.random.default_rng(0)
+    for name, schema, column in (
+        ("ingest/frames.parquet", schemas.FRAMES, "image"),
+        ("matting/alpha.parquet", schemas.ALPHA, "alpha"),
+    ):
+        rows = list(read_rows(other / name, schema))
+        spoiled = 0
+        for row in rows:
+            if row["camera"] == "right" or row["sequence"] == "held":
+                shape = (SIZE, SIZE, 3) if column == "image" else (SIZE, SIZE)
+                row[column] = encode_png(rng.integers(0, 256, shape, dtype=np.uint8))
+                spoiled += 1
+        assert spoiled == 10
+        write_table(other / name, schema, rows)
+    rows = list(read_rows(other / "tracking/tracking.parquet", schemas.TRACKING))
+    for row in rows:
+        if row["sequence"] == "held":
+            row["translation"] = [3.0, -2.0, 1.0]
+            row["expression"] = [1.0, 1.0, 1.0]
+            row["landmarks"] = [0.0] * len(row["landmarks"])
+    write_table(other / "tracking/tracking.parquet", schemas.TRACKING, rows)
+    out = tmp_path / "out"
+    out.mkdir()
+    stage.run(_inputs(other, tmp_path / "work"), TINY, out)
+    for name in ("avatar.safetensors", "history.parquet", "preview.jpg"):
+        assert (out / name).read_bytes() == (trained / name).read_bytes(), name
+
+
+_RUN = """
+import sys, torch
+from pathlib import Path
+from test_avatar import TINY, _inputs, stage
+torch.set_num_threads(int(sys.argv[4]))
+stage.run(_inputs(Path(sys.argv[1]), Path(sys.argv[2])), TINY, Path(sys.argv[3]))
+"""
+
+
+@pytest.mark.slow
+def test_killed_and_run_again_it_ends_with_the_same_bytes(
+    subject: Path, trained: Path, tmp_path: Path
+) -> None:
+    work, out = tmp_path / "work", tmp_path / "out"
+    work.mkdir()
+    out.mkdir()
+    threads = str(torch.get_num_threads())
+    command = [sys.executable, "-c", _RUN, str(subject), str(work), str(out), threads]
+    paths = os.pathsep.join([str(Path(__file__).parent), str(Path(__file__).parent.parent)])
+    process = subprocess.Popen(command, env={**os.environ, "PYTHONPATH": paths})
+    deadline = time.monotonic() + 60
+    while not (work / FILE).exists() and process.poll() is None and time.monotonic() < deadline:
+        time.sleep(0.002)
+    process.send_signal(signal.SIGKILL)
+    assert process.wait() == -signal.SIGKILL, "it ended before it could be killed"
+    assert not any(out.iterdir())
+
+    stage.run(_inputs(subject, work), TINY, out)
+    summary = json.loads((out / "summary.json").read_text())
+    assert 0 < summary["resumed_at_step"] < TINY.steps
+    for name in ("avatar.safetensors", "avatar.json", "history.parquet", "preview.jpg"):
+        assert (out / name).read_bytes() == (trained / name).read_bytes(), name
+
+
+def test_a_checkpoint_of_other_parameters_or_a_damaged_one_is_not_continued(
+    subject: Path, trained: Path, tmp_path: Path
+) -> None:
+    work, out = tmp_path / "work", tmp_path / "out"
+    out.mkdir()
+    short = TINY.model_copy(update={"steps": 25})
+    stage.run(_inputs(subject, work), short, out)
+    other = short.model_copy(update={"final_rate": 0.5})
+    stage.run(_inputs(subject, work), other, out)
+    assert json.loads((out / "summary.json").read_text())["resumed_at_step"] == 0
+    (work / FILE).write_bytes((work / FILE).read_bytes()[:1000])
+    stage.run(_inputs(subject, work), other, out)
+    assert json.loads((out / "summary.json").read_text())["resumed_at_step"] == 0
+
+
+def test_a_training_that_breaks_down_names_step_and_tensor_and_keeps_the_last_good_state(
+    subject: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    original = SuperResolution.forward
+    calls = 0
+
+    def spoiled(self: SuperResolution, features: torch.Tensor) -> torch.Tensor:
+        nonlocal calls
+        calls += 1
+        picture = original(self, features)
+        return picture * float("nan") if calls == 31 else picture
+
+    monkeypatch.setattr(SuperResolution, "forward", spoiled)
+    inputs, out = _inputs(subject, tmp_path / "work"), tmp_path / "out"
+    out.mkdir()
+    with pytest.raises(StageError, match=r"step 30 \(sequence talk, timestep \d\): .*picture"):
+        stage.run(inputs, TINY, out)
+    header = (inputs.work / FILE).read_bytes()[:4000].decode(errors="ignore")
+    assert '"step\\": 25' in header
+
+
+def test_a_runaway_parameter_is_caught_though_the_loss_stays_finite(
+    subject: Path, tmp_path: Path
+) -> None:
+    wild = TINY.model_copy(update={"rates": stage.LearningRates(positions=1e38)})
+    out = tmp_path / "out"
+    out.mkdir()
+    with pytest.raises(StageError, match=r"step \d+.*: head\.positions is NaN or infinite"):
+        stage.run(_inputs(subject, tmp_path / "work"), wild, out)
+    assert read_checkpoint(tmp_path / "work", "any") is None
+
+
+# The finished avatar -----------------------------------------------------------------------------
+
+
+def test_it_renders_any_size_on_white(trained: Path) -> None:
+    avatar = Avatar.load(trained)
+    pose, expression = _motion("talk", 1)
+    camera = _cameras()["front"]
+    reference, _ = avatar.render(camera, pose, expression)
+    for width, height in ((31, 57), (SIZE, SIZE), (130, 64)):
+        image, alpha = avatar.render(camera.resized(width, height), pose, expression)
+        assert (image.shape, image.dtype) == ((height, width, 3), np.uint8)
+        assert (alpha.shape, alpha.dtype) == ((height, width), np.uint8)
+        assert image[0, 0].min() > 245
+        assert alpha[0, 0] < 10
+        assert alpha[height // 2, width // 2] > 200
+    double, _ = avatar.render(camera.resized(2 * SIZE, 2 * SIZE), pose, expression)
+    shrunk = cv2.resize(double, (SIZE, SIZE), interpolation=cv2.INTER_AREA)
+    assert np.abs(shrunk.astype(float) - reference).mean() < 12
+
+
+def test_it_says_what_it_is_made_of(trained: Path) -> None:
+    avatar = Avatar.load(trained)
+    assert avatar.expression_names == NAMES
+    assert avatar.licences == {"face model": "CC0-1.0"}
+    assert set(avatar.lineage) == {f"{folder}/{name}" for folder, name in stage.LINEAGE}
+    assert all(len(digest) == 64 for digest in avatar.lineage.values())
+
+
+def test_saved_and_loaded_it_is_the_same(trained: Path, tmp_path: Path) -> None:
+    avatar = Avatar.load(trained)
+    avatar.save(tmp_path)
+    for name in ("avatar.safetensors", "avatar.json"):
+        assert (tmp_path / name).read_bytes() == (trained / name).read_bytes()
+
+
+def test_a_damaged_avatar_gets_a_sentence(trained: Path, tmp_path: Path) -> None:
+    with pytest.raises(ArtifactError, match="does not exist"):
+        Avatar.load(tmp_path)
+    shutil.copytree(trained, tmp_path / "a")
+    description = json.loads((tmp_path / "a/avatar.json").read_text())
+    (tmp_path / "a/avatar.json").write_text(json.dumps({**description, "schema_version": 99}))
+    with pytest.raises(ArtifactError, match="schema version 99"):
+        Avatar.load(tmp_path / "a")
+    shutil.copytree(trained, tmp_path / "b")
+    tensors = load_file(tmp_path / "b/avatar.safetensors")
+    tensors["head.positions"] = tensors["head.positions"][1:].contiguous()
+    save_file(tensors, tmp_path / "b/avatar.safetensors")
+    with pytest.raises(ArtifactError, match="Run the avatar stage again"):
+        Avatar.load(tmp_path / "b")
+
+
+def test_an_empty_mesh_or_no_training_view_gets_a_sentence(subject: Path, tmp_path: Path) -> None:
+    shutil.copytree(subject / "geometry", tmp_path / "geometry")
+    tensors = load_file(tmp_path / "geometry/geometry.safetensors")
+    tensors["faces"] = tensors["faces"][:0].contiguous()
+    save_file(tensors, tmp_path / "geometry/geometry.safetensors")
+    with pytest.raises(StageError, match="no triangles"):
+        Surface.load(tmp_path / "geometry")
+    everything = Splits(test_every=1)
+    folders = (subject / "ingest", subject / "matting", subject / "tracking")
+    with pytest.raises(StageError, match="No training view"):
+        TrainingViews(Dataset(*folders, everything), 0)
