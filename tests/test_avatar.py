@@ -342,6 +342,7 @@ def _random_head(weight: torch.Tensor) -> GaussianHead:
             parameter.copy_(0.3 * torch.randn_like(parameter))
         head.weight.copy_(weight)
         head.encoding.normal_()
+        head.log_scales.sub_(4.0)
         head.body.fill_(-30.0)
     return head
 
