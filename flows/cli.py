@@ -230,7 +230,7 @@ def doctor() -> None:
     table = Table(box=None, show_header=False, pad_edge=False)
     bad = False
     for finding in examine():
-        table.add_row(marks[finding.state], finding.what, finding.detail)
+        table.add_row(marks[finding.state], escape(finding.what), escape(finding.detail))
         bad |= finding.state == "bad"
     console.print(table)
     if bad:
