@@ -10,9 +10,14 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from safetensors.torch import load_file, save_file
 from scipy.spatial import ConvexHull
 from torch import Tensor
 
+from gha_core.artifacts import schemas
+from gha_core.artifacts.images import encode_png
+from gha_core.artifacts.stage_folder import read_json
+from gha_core.artifacts.tables import write_table
 from gha_core.cameras import Camera, look_at
 from gha_core.errors import ArtifactError, StageError
 from gha_core.geometry import losses
@@ -43,6 +48,9 @@ from gha_core.geometry.tetrahedra import TetGrid, body_centred_grid
 from gha_core.geometry.training import Settings, extract, train
 from gha_core.mesh_rasterisation import mesh_edges, render_mesh
 from gha_core.pose import HeadPose
+from gha_core.splits import Splits
+from tasks import geometry
+from tasks.stage import Inputs
 
 
 def signed_volume(vertices: Tensor, faces: Tensor) -> float:
@@ -496,3 +504,116 @@ def test_the_ply_file_holds_the_mesh_and_8_bit_colours(tmp_path: Path) -> None:
     assert np.stack([read["vertex"][axis] for axis in "xyz"], 1).tolist() == vertices.tolist()
     assert read["vertex"]["red"].tolist() == [0, 255, 255, 0]
     assert [list(row) for row in read["face"]["vertex_indices"]] == faces.tolist()
+
+
+# the stage ---------------------------------------------------------------------------------------
+def write_artifacts(folder: Path, face: TrackedFace, frames: list[TrainingFrame]) -> None:
+    """What ingest, matting and tracking would have written for these frames."""
+    for stage in ("ingest", "matting", "tracking"):
+        (folder / stage).mkdir(parents=True)
+    pictures, mattes, tracked = [], [], []
+    for frame in frames:
+        when = {"subject": "egg", "sequence": frame.sequence, "timestep": frame.timestep}
+        tracked.append(
+            when
+            | {
+                "rotation": frame.pose.rotation.tolist(),
+                "translation": frame.pose.translation.tolist(),
+                "scale": frame.pose.scale,
+                "expression": frame.expression.tolist(),
+                "landmarks": frame.landmarks.flatten().tolist(),
+                "residual": 0.0,
+            }
+        )
+        for view in frame.views:
+            row = when | {"camera": view.camera.name, "width": 48, "height": 48}
+            pictures.append(
+                row
+                | {
+                    "image": encode_png(view.image),
+                    "time": 0.0,
+                    "sharpness": 1.0,
+                    "transform": np.eye(3).ravel().tolist(),
+                    "source_width": 48,
+                    "source_height": 48,
+                }
+            )
+            mattes.append(row | {"alpha": encode_png(view.matte)})
+    cameras = [view.camera.row("egg") for view in frames[0].views]
+    write_table(folder / "ingest" / "cameras.parquet", schemas.CAMERAS, cameras)
+    write_table(folder / "ingest" / "frames.parquet", schemas.FRAMES, pictures)
+    write_table(folder / "matting" / "alpha.parquet", schemas.ALPHA, mattes)
+    write_table(folder / "tracking" / "tracking.parquet", schemas.TRACKING, tracked)
+    save_file(
+        {
+            "neutral_vertices": face.vertices,
+            "faces": face.faces,
+            "expression_basis": face.expression_basis,
+            "landmarks": face.landmarks,
+            "region.face": torch.ones(len(face.vertices), dtype=torch.uint8),
+        },
+        folder / "tracking" / "identity.safetensors",
+    )
+
+
+def run_stage(artifacts: Path, out: Path, **params: object) -> Path:
+    splits = Splits(test_cameras=("cam3",), test_every=4)
+    work = out.with_name(out.name + "_work")
+    out.mkdir()
+    work.mkdir()
+    inputs = Inputs("egg", Path("nowhere"), "auto", artifacts, work, splits, seed=3)
+    few = {"steps": 3, "resolution": 8, "output_resolution": 10, "width": 16, "sphere_steps": 30}
+    geometry.run(inputs, geometry.Params(image_size=48, **{**few, **params}), out)  # type: ignore[arg-type]
+    return out
+
+
+def test_the_stage_writes_its_artifact_and_never_looks_at_held_out_rows(
+    person: tuple[TrackedFace, list[TrainingFrame]], tmp_path: Path
+) -> None:
+    face, frames = person
+    write_artifacts(tmp_path / "one", face, frames)
+    garbage = [
+        dataclasses.replace(
+            frame,
+            views=tuple(
+                dataclasses.replace(view, image=255 - view.image, matte=255 - view.matte)
+                if view.camera.name == "cam3" or frame.timestep == 3
+                else view
+                for view in frame.views
+            ),
+            landmarks=frame.landmarks + (frame.timestep == 3),
+        )
+        for frame in frames
+    ]
+    write_artifacts(tmp_path / "two", face, garbage)
+    first, second = (
+        run_stage(tmp_path / name, tmp_path / f"out_{name}") for name in ("one", "two")
+    )
+    for name in ("geometry.safetensors", "mesh.ply", "history.parquet"):
+        assert (first / name).read_bytes() == (second / name).read_bytes(), name
+
+    tensors = load_file(first / "geometry.safetensors")
+    count = len(tensors["vertices"])
+    assert tensors["features"].shape == (count, 128)
+    assert tensors["features"].abs().max() < 1
+    assert tensors["colours"].shape == (count, 3)
+    assert tensors["landmarks"].shape == face.landmarks.shape
+    assert tensors["faces"].max() < count
+    nets = HeadNetworks(2, 16)
+    nets.load_state_dict(
+        {name[4:]: value for name, value in tensors.items() if name.startswith("net.")}
+    )
+    summary = read_json(first / "summary.json")
+    assert summary["vertices"] == count
+    assert summary["views"] == 9
+    assert (first / "preview.jpg").stat().st_size > 1000
+
+
+def test_with_empty_mattes_the_stage_says_so(
+    person: tuple[TrackedFace, list[TrainingFrame]], tmp_path: Path
+) -> None:
+    face, frames = person
+    black = [changed(frame, matte=np.zeros((48, 48), np.uint8)) for frame in frames]
+    write_artifacts(tmp_path / "black", face, black)
+    with pytest.raises(StageError, match="training mattes are empty"):
+        run_stage(tmp_path / "black", tmp_path / "out")

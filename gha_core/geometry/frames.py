@@ -21,6 +21,8 @@ from gha_core.geometry.mesh import vertex_normals
 from gha_core.mesh_rasterisation import exposed_faces
 from gha_core.pose import HeadPose
 
+Mask = NDArray[np.bool_]
+
 BARE = 0.4  # z of the normals of skin that hair seldom covers
 
 
@@ -84,7 +86,7 @@ class TrainingView:
     camera: Camera
     image: NDArray[np.uint8]
     matte: NDArray[np.uint8]
-    usable: NDArray[np.bool_]
+    usable: Mask
 
 
 @dataclass(frozen=True)
@@ -131,7 +133,8 @@ def load_frames(dataset: Dataset, size: int, limit: int) -> list[TrainingFrame]:
     keys = sorted(groups)
     count = min(limit, len(keys))
     chosen = [keys[index * len(keys) // count] for index in range(count)]
-    frames = [_load_frame(dataset, groups[key], size) for key in chosen]
+    insides: dict[tuple[str, bytes], Mask] = {}  # nearly always the same in all frames of a camera
+    frames = [_load_frame(dataset, groups[key], size, insides) for key in chosen]
     check_frames(frames)
     return frames
 
@@ -190,7 +193,7 @@ def within_box(frames: Sequence[TrainingFrame], box: Box) -> list[TrainingFrame]
     ]
 
 
-def usable_pixels(camera: Camera, pose: HeadPose, box: Box) -> NDArray[np.bool_]:
+def usable_pixels(camera: Camera, pose: HeadPose, box: Box) -> Mask:
     """[H, W]: the ray meets the box, and does not pass its floor, below which the matte shows a
     torso that the grid cannot hold."""
     x, y, z = np.stack([box.lower, box.upper], 1)
@@ -224,7 +227,9 @@ def _hull(camera: Camera, pixels: NDArray) -> NDArray:
     return canvas.astype(bool)
 
 
-def _load_frame(dataset: Dataset, views: list[View], size: int) -> TrainingFrame:
+def _load_frame(
+    dataset: Dataset, views: list[View], size: int, insides: dict[tuple[str, bytes], Mask]
+) -> TrainingFrame:
     pose, expression = views[0].motion
     small = []
     for view in views:
@@ -232,14 +237,16 @@ def _load_frame(dataset: Dataset, views: list[View], size: int) -> TrainingFrame
         factor = size / max(camera.width, camera.height)
         camera = camera.resized(round(camera.width * factor), round(camera.height * factor))
         shape = (camera.width, camera.height)
-        inside = dataset.inside(view).astype(np.uint8)
-        usable = cv2.resize(inside, shape, interpolation=cv2.INTER_NEAREST)
+        crop = (view.camera, view.transform.tobytes())
+        if crop not in insides:
+            inside = dataset.inside(view).astype(np.uint8)
+            insides[crop] = cv2.resize(inside, shape, interpolation=cv2.INTER_NEAREST).astype(bool)
         small.append(
             TrainingView(
                 camera,
                 _shrink(dataset.image(view), shape),
                 _shrink(dataset.alpha(view), shape),
-                usable.astype(bool),
+                insides[crop],
             )
         )
     return TrainingFrame(
