@@ -25,7 +25,7 @@ from gha_core.avatar.head import GaussianHead, HeadConfig
 from gha_core.avatar.initialise import Photo, Surface, TrackedFace, neutral_gaussians
 from gha_core.avatar.samples import TrainingViews
 from gha_core.avatar.super_resolution import SuperResolution
-from gha_core.avatar.training import Rates, Trained, TrainingConfig, Weights, train
+from gha_core.avatar.training import History, Rates, TrainingConfig, Weights, train
 from gha_core.dataset import Dataset
 from gha_core.losses import PerceptualDistance
 from tasks.stage import Inputs, StageParams
@@ -112,7 +112,7 @@ def run(inputs: Inputs, params: Params, out: Path) -> None:
     face = TrackedFace.load(inputs["tracking"])
     head, super_resolution = build(face, Surface.load(inputs["geometry"]), views, params)
     perceptual = PerceptualDistance() if params.weights.perceptual else None
-    trained = train(
+    history = train(
         head,
         super_resolution,
         views,
@@ -134,12 +134,10 @@ def run(inputs: Inputs, params: Params, out: Path) -> None:
         licences[PerceptualDistance.NAME] = PerceptualDistance.LICENCE
     avatar = Avatar(head, super_resolution, face.expression_names, lineage, licences)
     avatar.save(out)
-    history = [
-        {"step": step, "term": term, "value": value} for step, term, value in trained.history
-    ]
-    write_table(out / "history.parquet", schemas.HISTORY, history)
+    rows = [{"step": step, "term": term, "value": value} for step, term, value in history]
+    write_table(out / "history.parquet", schemas.HISTORY, rows)
     (out / "preview.jpg").write_bytes(encode_jpeg(_preview(avatar, views), 90))
-    write_json(out / "summary.json", _summary(head, views, trained, params))
+    write_json(out / "summary.json", _summary(head, views, history, params))
 
 
 def build(
@@ -199,9 +197,9 @@ def _preview(avatar: Avatar, views: TrainingViews) -> Image:
 
 
 def _summary(
-    head: GaussianHead, views: TrainingViews, trained: Trained, params: Params
+    head: GaussianHead, views: TrainingViews, history: History, params: Params
 ) -> dict[str, Any]:
-    final = {term: value for _, term, value in trained.history}
+    final = {term: value for _, term, value in history}
     return {
         "gaussians": head.config.gaussians,
         "gaussians_controlled_by_expression": head.config.expression_gaussians,
@@ -210,8 +208,6 @@ def _summary(
         "training_timesteps": len(views.frames),
         "training_views": views.count,
         "losses_at_the_end": {term: round(value, 5) for term, value in sorted(final.items())},
-        "resumed_at_step": trained.resumed_at,
-        "seconds": round(trained.seconds, 2),
     }
 
 

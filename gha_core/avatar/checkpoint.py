@@ -1,8 +1,8 @@
 """Checkpoints of a training: one safetensors file, replaced atomically.
 
 Everything that a later process needs to go on as if nothing had happened: all tensors (model and
-optimiser) and, in the file's header as JSON, the step, the history and the time spent. Random
-numbers need no state of their own: those of a step are drawn from (seed, step).
+optimiser) and, in the file's header as JSON, the step and the history. Random numbers need no state
+of their own: those of a step are drawn from (seed, step).
 """
 
 from __future__ import annotations
@@ -28,14 +28,12 @@ class Checkpoint:
     Attributes:
         tensors: model and optimiser state, by name.
         history: rows (step, term, value).
-        seconds: spent so far, all interrupted runs included.
         fingerprint: of parameters and inputs; a checkpoint of others is not continued.
     """
 
     step: int
     tensors: dict[str, Tensor]
     history: list[tuple[int, str, float]]
-    seconds: float
     fingerprint: str
 
 
@@ -44,7 +42,6 @@ def write_checkpoint(folder: Path, checkpoint: Checkpoint) -> None:
     header = {
         "step": checkpoint.step,
         "history": checkpoint.history,
-        "seconds": checkpoint.seconds,
         "fingerprint": checkpoint.fingerprint,
     }
     tensors = {name: tensor.detach().contiguous() for name, tensor in checkpoint.tensors.items()}
@@ -70,7 +67,7 @@ def read_checkpoint(folder: Path, fingerprint: str) -> Checkpoint | None:
     if header["fingerprint"] != fingerprint:
         return None
     history = [(int(step), str(term), float(value)) for step, term, value in header["history"]]
-    return Checkpoint(header["step"], tensors, history, header["seconds"], fingerprint)
+    return Checkpoint(header["step"], tensors, history, fingerprint)
 
 
 def optimiser_tensors(optimiser: torch.optim.Optimizer) -> dict[str, Tensor]:

@@ -42,8 +42,9 @@ SHARES = {
 }
 # Geometry points this near (head lengths) to one of those parts are left to it.
 CLEARANCE = 0.05
-# How much denser the face is sampled than hair, neck and clothes.
-FACE_DENSITY = 2.5
+# How densely the mesh is sampled, relative to hair: the face more, clothes less, and what no
+# photo sees (the back of the head in most rigs) hardly.
+FACE_DENSITY, BODY_DENSITY, UNSEEN_DENSITY = 2.0, 0.35, 0.1
 # Standard deviations along the surface as a share of the distance between neighbours, and across it
 # as a share of that: flat discs, since lids and lips lie on each other.
 SPREAD, FLATNESS = 0.55, 0.3
@@ -176,7 +177,7 @@ def neutral_gaussians(
     parts = _on_face(face, surface, features, count, rng)
     parts += _beyond_surface(face, surface, features, round(BEYOND * count), photos, rng)
     rest = count - sum(len(part.positions) for part in parts)
-    parts.append(_on_surface(face, surface, features, rest, rng))
+    parts.append(_on_surface(face, surface, features, rest, photos, rng))
     positions = torch.cat([part.positions for part in parts])
     weight = control_weight(positions, face.landmarks, *reach)
     order = torch.argsort(weight, descending=True, stable=True)
@@ -328,7 +329,12 @@ def _on_face(
 
 
 def _on_surface(
-    face: TrackedFace, surface: Surface, features: Tensor, count: int, rng: np.random.Generator
+    face: TrackedFace,
+    surface: Surface,
+    features: Tensor,
+    count: int,
+    photos: list[Photo],
+    rng: np.random.Generator,
 ) -> Seed:
     corners = surface.vertices[surface.faces]
     centres = corners.mean(1)
@@ -339,7 +345,9 @@ def _on_surface(
     nearest = torch.from_numpy(nearest)
     left = ~(exact[nearest] & (torch.from_numpy(distance) < CLEARANCE))
     on_face = face.regions.get("face", torch.zeros_like(exact))[nearest]
-    density = torch.where(on_face, FACE_DENSITY, 1.0) * left
+    density = torch.lerp(torch.tensor(1.0), torch.tensor(BODY_DENSITY), _body(centres, face))
+    density = torch.where(on_face, FACE_DENSITY, density)
+    density = torch.where(_seen_faces(surface, photos), density, UNSEEN_DENSITY) * left
     index, weights = sample_triangles(surface.vertices, surface.faces, density, count, rng)
     vertices = surface.faces[index]
 
@@ -357,6 +365,22 @@ def _on_surface(
         interpolated(surface.colours),
         carry(positions, face.vertices, face.basis, face.faces),
     )
+
+
+def _seen_faces(surface: Surface, photos: list[Photo]) -> Tensor:
+    """[F] whether any photo sees the triangle; all of them if there are no photos."""
+    seen = torch.full((len(surface.faces),), not photos)
+    for photo in photos:
+        camera = photo.camera
+        world = torch.from_numpy(photo.pose.to_world(surface.vertices.numpy())).float()
+        fragments = rasterize(
+            world, surface.faces, camera.K, camera.w2c, camera.width, camera.height
+        )
+        seen[fragments.face_index[fragments.mask]] = True
+    # A triangle smaller than a pixel may be missed: its neighbours speak for it.
+    known = torch.zeros(len(surface.vertices), dtype=torch.bool)
+    known[surface.faces[seen]] = True
+    return known[surface.faces].any(1)
 
 
 def _beyond_surface(

@@ -38,7 +38,7 @@ class Batch:
 
     Attributes:
         K: [B, 3, 3]; w2c: [B, 4, 4].
-        truth: [B, 3, H, W] on white; small: [B, 3, H/2, W/2].
+        truth: [B, 3, H, W] uint8 on white; small: [B, 3, H/2, W/2] float in 0..1.
         alpha: [B, 1, H/2, W/2] matte.
         weight: [B, 1, H, W] 1 inside the photo, 0 beyond its edge; small_weight likewise.
         focus: per view the pixel (x, y) about which to look closely.
@@ -52,6 +52,16 @@ class Batch:
     weight: Tensor
     small_weight: Tensor
     focus: list[tuple[float, float]]
+
+
+@dataclass(frozen=True)
+class _Decoded:
+    """One view: picture [3, H, W] uint8 on white, and at half size small [3, h, w] and alpha
+    [1, h, w] float in 0..1."""
+
+    picture: Tensor
+    small: Tensor
+    alpha: Tensor
 
 
 class TrainingViews:
@@ -84,8 +94,8 @@ class TrainingViews:
             )
         width, height = sizes.pop()
         self.width, self.height = width // SCALE * SCALE, height // SCALE * SCALE
-        self._cache: OrderedDict[Key, tuple[Image, Image]] = OrderedDict()
-        self._capacity = max(CACHE_BYTES // (4 * width * height), 1)
+        self._cache: OrderedDict[Key, _Decoded] = OrderedDict()
+        self._capacity = max(CACHE_BYTES // (7 * width * height), 1)
         self._inside: dict[bytes, Tensor] = {}
 
     @property
@@ -98,12 +108,21 @@ class TrainingViews:
 
     def picture(self, view: View) -> tuple[Image, Image]:
         """[H, W, 3] uint8 on white, and the matte [H, W] uint8."""
+        image, alpha = self._dataset.image(view), self._dataset.alpha(view)
+        share = alpha[..., None].astype(np.float32) / 255
+        mixed = image * share + 255 * (1 - share)
+        return np.rint(mixed).astype(np.uint8), alpha
+
+    def _decoded(self, view: View) -> _Decoded:
         key = view.key
         if key not in self._cache:
-            image, alpha = self._dataset.image(view), self._dataset.alpha(view)
-            share = alpha[..., None].astype(np.float32) / 255
-            mixed = image * share + 255 * (1 - share)
-            self._cache[key] = (np.rint(mixed).astype(np.uint8), alpha)
+            picture, matte = (
+                torch.from_numpy(image[: self.height, : self.width]) for image in self.picture(view)
+            )
+            planes = picture.permute(2, 0, 1).contiguous()
+            small = F.avg_pool2d(planes.float() / 255, SCALE)
+            alpha = F.avg_pool2d(matte[None].float() / 255, SCALE)
+            self._cache[key] = _Decoded(planes, small, alpha)
             if len(self._cache) > self._capacity:
                 self._cache.popitem(last=False)
         return self._cache[key]
@@ -119,28 +138,18 @@ class TrainingViews:
         return frame, self.batch(frame, [frame.views[index] for index in chosen], rng)
 
     def batch(self, frame: Frame, views: list[View], rng: np.random.Generator) -> Batch:
-        pictures, mattes, weights, K, w2c, focus = [], [], [], [], [], []
-        for view in views:
-            camera = self.camera(view)
-            picture, matte = self.picture(view)
-            pictures.append(torch.from_numpy(picture[: self.height, : self.width]))
-            mattes.append(torch.from_numpy(matte[: self.height, : self.width]))
-            weights.append(self._inside_photo(view))
-            K.append(camera.K)
-            w2c.append(camera.w2c)
-            focus.append(self._focus(frame, camera, rng))
-        truth = torch.stack(pictures).permute(0, 3, 1, 2).float().contiguous() / 255
-        alpha = torch.stack(mattes)[:, None].float() / 255
-        weight = torch.stack(weights)[:, None]
+        cameras = [self.camera(view) for view in views]
+        decoded = [self._decoded(view) for view in views]
+        weight = torch.stack([self._inside_photo(view) for view in views])
         return Batch(
-            K=torch.from_numpy(np.stack(K)).float(),
-            w2c=torch.from_numpy(np.stack(w2c)).float(),
-            truth=truth,
-            small=F.avg_pool2d(truth, SCALE),
-            alpha=F.avg_pool2d(alpha, SCALE),
+            K=torch.from_numpy(np.stack([camera.K for camera in cameras])).float(),
+            w2c=torch.from_numpy(np.stack([camera.w2c for camera in cameras])).float(),
+            truth=torch.stack([each.picture for each in decoded]),
+            small=torch.stack([each.small for each in decoded]),
+            alpha=torch.stack([each.alpha for each in decoded]),
             weight=weight,
             small_weight=(F.avg_pool2d(weight, SCALE) == 1).float(),
-            focus=focus,
+            focus=[self._focus(frame, camera, rng) for camera in cameras],
         )
 
     def _focus(self, frame: Frame, camera: Camera, rng: np.random.Generator) -> tuple[float, float]:
@@ -154,8 +163,9 @@ class TrainingViews:
         return float(x), float(y)
 
     def _inside_photo(self, view: View) -> Tensor:
+        """[1, H, W] 1 inside the photo, 0 beyond its edge."""
         key = view.camera.encode() + view.transform.tobytes() + repr(view.source_size).encode()
         if key not in self._inside:
             inside = self._dataset.inside(view)[: self.height, : self.width]
-            self._inside[key] = torch.from_numpy(inside.astype(np.float32))
+            self._inside[key] = torch.from_numpy(inside.astype(np.float32))[None]
         return self._inside[key]

@@ -26,6 +26,7 @@ from gha_core.errors import StageError, locate
 from gha_core.losses import PerceptualDistance, l1, soft_iou, structural_dissimilarity
 from gha_core.progress import track
 
+History = list[tuple[int, str, float]]  # step, loss term, mean value since the row before
 LOG_EVERY = 25  # steps; a row of the history is the mean over them
 
 
@@ -77,20 +78,6 @@ class TrainingConfig:
     checkpoint_seconds: float
 
 
-@dataclass(frozen=True)
-class Trained:
-    """What came of a training besides the changed modules.
-
-    Attributes:
-        history: rows (step, term, mean value).
-        seconds: spent, interrupted runs included; resumed_at: the step it continued from, or 0.
-    """
-
-    history: list[tuple[int, str, float]]
-    seconds: float
-    resumed_at: int
-
-
 class PoseCorrections(nn.Module):
     """A small turn (rad) and shift (head lengths) per training frame, for what tracking missed."""
 
@@ -115,13 +102,16 @@ def train(
     config: TrainingConfig,
     work: Path,
     fingerprint: str,
-) -> Trained:
+) -> History:
     """Train both modules in place, continuing from the checkpoint in ``work`` if there is one.
 
     Args:
         perceptual: None leaves that term out.
         work: folder for the checkpoint.
         fingerprint: of all that the result depends on; other checkpoints are ignored.
+
+    Returns:
+        The history of the loss terms, from the first step on.
 
     Raises:
         StageError: a loss or parameter is NaN or infinite; names step, tensor and frame. The last
@@ -132,21 +122,20 @@ def train(
         {"head": head, "super_resolution": super_resolution, "corrections": corrections}
     )
     optimiser = _optimiser(head, super_resolution, corrections, config.rates)
-    history: list[tuple[int, str, float]] = []
-    start, before = 0, 0.0
+    history: History = []
+    start = 0
     found = read_checkpoint(work, fingerprint)
     if found is not None:
-        start, history, before = found.step, found.history, found.seconds
+        start, history = found.step, found.history
         modules.load_state_dict(_under(found.tensors, "model."))
         restore_optimiser(optimiser, _under(found.tensors, "optimiser."))
-    began = saved = time.monotonic()
+    saved = time.monotonic()
 
     def save(step: int) -> None:
         _check_finite(modules.named_parameters(), step, None)
         tensors = {f"model.{name}": tensor for name, tensor in modules.state_dict().items()}
         tensors |= {f"optimiser.{k}": tensor for k, tensor in optimiser_tensors(optimiser).items()}
-        seconds = before + time.monotonic() - began
-        write_checkpoint(work, Checkpoint(step, tensors, history, seconds, fingerprint))
+        write_checkpoint(work, Checkpoint(step, tensors, history, fingerprint))
 
     base = [group["lr"] for group in optimiser.param_groups]
     sums: dict[str, float] = {}
@@ -185,7 +174,7 @@ def train(
             if time.monotonic() - saved > config.checkpoint_seconds or step + 1 == config.steps:
                 save(step + 1)
                 saved = time.monotonic()
-    return Trained(history, before + time.monotonic() - began, start)
+    return history
 
 
 @dataclass(frozen=True)
@@ -220,7 +209,7 @@ def _close_up(
         return torch.stack(windows)
 
     picture = super_resolution(image.window(corners, tall, wide))
-    return CloseUp(picture, part(batch.truth), part(batch.weight))
+    return CloseUp(picture, part(batch.truth).float() / 255, part(batch.weight))
 
 
 def loss_terms(
@@ -232,8 +221,8 @@ def loss_terms(
 ) -> dict[str, Tensor]:
     """The unweighted terms; the word before "_" names the weight.
 
-    The perceptual distance is taken in turns at half and at full size: each is as good a teacher in
-    half of the steps, and costs half.
+    The perceptual distance costs as much as rendering does; it is taken in every other step, in
+    turns at half and at full size.
     """
     colour = image.colour
     terms = {
@@ -242,10 +231,10 @@ def loss_terms(
         "structure": structural_dissimilarity(close.picture, close.truth, close.weight),
         "silhouette": soft_iou(image.alpha, batch.alpha, batch.small_weight),
     }
-    if perceptual is not None and step % 2:
+    if perceptual is not None and step % 4 == 1:
         seen = torch.where(batch.small_weight > 0, colour, batch.small)
         terms["perceptual_small"] = perceptual(seen, batch.small)
-    elif perceptual is not None:
+    elif perceptual is not None and step % 4 == 3:
         seen = torch.where(close.weight > 0, close.picture, close.truth)
         terms["perceptual_picture"] = perceptual(seen, close.truth)
     return terms
