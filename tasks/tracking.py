@@ -20,13 +20,13 @@ import torch
 from numpy.typing import NDArray
 from plyfile import PlyData, PlyElement
 from pydantic import Field
-from safetensors.torch import save_file
 
 from gha_core.artifacts import schemas
 from gha_core.artifacts.contact_sheet import contact_sheet
 from gha_core.artifacts.images import Image, decode_image, encode_jpeg
 from gha_core.artifacts.stage_folder import write_json
 from gha_core.artifacts.tables import read_rows, read_table, write_table
+from gha_core.artifacts.tensors import save_tensors
 from gha_core.cameras import Camera
 from gha_core.errors import StageError
 from gha_core.faces import FaceModel, head_model
@@ -230,7 +230,7 @@ class _Head:
             "scale": repr(float(self.track.scale)),
             "licence": model.metadata.get("licence", ""),
         }
-        save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, path, metadata)
+        save_tensors(path, tensors, metadata)
 
     def save_mesh(self, path: Path) -> None:
         """The neutral head in head space, coloured by region."""

@@ -198,7 +198,7 @@ def test_axis_angles_are_unwrapped_without_changing_the_rotation(turn: list[floa
     first = np.array([np.pi - 0.05, 0.0, 0.0])
     turned = rotations.exponential(0.1 * np.array(turn)) @ rotations.exponential(first)
     vector = rotations.logarithm(turned)
-    pair = rotations.unwrapped(np.stack([first, vector]))
+    pair = rotations.unwrapped(np.stack([first, vector]), first)
     np.testing.assert_allclose(rotations.exponential(pair[1]), turned, atol=1e-9)
     assert np.linalg.norm(pair[1] - first) < 0.5
     pose = HeadPose(pair[1], np.zeros(3), 1.0)

@@ -35,9 +35,16 @@ class InitialPose:
 
 
 def initial_pose(
-    observations: Observations, landmarks: LandmarkModel, metres_per_unit: float
+    observations: Observations,
+    landmarks: LandmarkModel,
+    metres_per_unit: float,
+    scale: float | None = None,
 ) -> InitialPose:
     """Poses of all timesteps (each has at least one view).
+
+    Args:
+        metres_per_unit: of the mean person.
+        scale: of this person, if it is known already; by default it is found from the views.
 
     Raises:
         StageError: the views contradict each other, or the head would be far too big or small:
@@ -59,7 +66,8 @@ def initial_pose(
         reach[time, view] = to_world @ found[1]
     centres = np.stack([camera.centre for camera in observations.cameras])
     weight = np.where(np.isfinite(reach[..., 0]), observations.confidence, 0.0)
-    scale = _common_scale(centres, reach, weight, metres_per_unit)
+    if scale is None:
+        scale = _common_scale(centres, reach, weight, metres_per_unit)
     rotation, translation = np.zeros((count, 3, 3)), np.zeros((count, 3))
     turned, apart = [], []
     for time in range(count):

@@ -23,14 +23,13 @@ def logarithm(matrices: Floats) -> Floats:
     return Rotation.from_matrix(matrices.reshape(-1, 3, 3)).as_rotvec().reshape(matrices.shape[:-1])
 
 
-def unwrapped(vectors: Floats) -> Floats:
+def unwrapped(vectors: Floats, like: Floats) -> Floats:
     """[n, 3] axis-angle vectors, each with its angle counted the way round (there are two below a
-    full turn) that is nearer to the first's: near half a turn the axis would else flip."""
+    full turn) that is nearer to ``like`` [3]: near half a turn the axis would else flip."""
     angle = np.linalg.norm(vectors, axis=-1, keepdims=True)
     safe = np.where(angle > 1e-9, angle, 1.0)
     other = np.where(angle > 1e-9, vectors * (1 - 2 * np.pi / safe), vectors)
-    first = vectors[:1]
-    nearer = np.linalg.norm(other - first, axis=-1) < np.linalg.norm(vectors - first, axis=-1)
+    nearer = np.linalg.norm(other - like, axis=-1) < np.linalg.norm(vectors - like, axis=-1)
     return np.where(nearer[:, None], other, vectors)
 
 

@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from gha_core.errors import StageError, locate
 from gha_core.faces import FaceModel
 from gha_core.fitting import rotations
-from gha_core.fitting.initial_pose import initial_pose
+from gha_core.fitting.initial_pose import InitialPose, initial_pose
 from gha_core.fitting.observations import LandmarkModel, Observations
 from gha_core.fitting.residuals import (
     POSE,
@@ -110,32 +110,56 @@ def track_head(
             "(splits), or look at the rejects of the landmarks stage."
         )
     landmarks = LandmarkModel.of(model)
-    start = initial_pose(observations, landmarks, model.metres_per_unit)
-    state = _first_state(observations, landmarks, start.rotation, start.translation, start.scale)
     fitter = _Fitter(landmarks, settings, model)
-    state = fitter.poses(state, observations)
-
     known = np.flatnonzero(observations.is_train)
-    few = known[_spread(len(known), settings.identity_timesteps)]
-    sees_scale = bool((observations.views[few] >= 2).any())
-    learned = fitter.identity(_select(state, few), observations.select(few), sees_scale)
+    training = observations.select(known)
+    start = initial_pose(training, landmarks, model.metres_per_unit)
+    state = _first_state(training, landmarks, start, np.zeros(landmarks.identity.shape[2]), {})
+    references = dict(zip(training.sequences, state.reference, strict=True))
+    state = fitter.poses(state, training)
+
+    few = _spread(len(known), settings.identity_timesteps)
+    sees_scale = bool((training.views[few] >= 2).any())
+    learned = fitter.identity(_select(state, few), training.select(few), sees_scale)
     # The learned shape moves the pose a little; carry that over before the fits per sequence.
     state = replace(state, identity=learned.identity, scale=learned.scale)
-    state = _scatter(state, few, learned)
-    state = fitter.poses(state, observations)
+    state = fitter.poses(_scatter(state, few, learned), training)
+    for name in references:
+        mine = np.flatnonzero(np.array(training.sequences) == name)
+        fitted = fitter.sequence(_select(state, mine), training.select(mine))
+        state = _scatter(state, mine, fitted)
 
-    for name in dict.fromkeys(observations.sequences):
-        mine = np.array([sequence == name for sequence in observations.sequences])
-        train = np.flatnonzero(mine & observations.is_train)
-        if len(train):
-            fitted = fitter.sequence(_select(state, train), observations.select(train))
-            state = _scatter(state, train, fitted)
-        if len(train) < mine.sum():
-            everything = np.flatnonzero(mine)
-            fitted = fitter.sequence(_select(state, everything), observations.select(everything))
-            test = ~observations.is_train[everything]
-            state = _scatter(state, everything[test], _select(fitted, np.flatnonzero(test)))
+    held_out = np.flatnonzero(~observations.is_train)
+    if len(held_out):
+        state = _with_held_out(fitter, state, known, observations, references, model)
     return _result(state, landmarks, observations, settings)
+
+
+def _with_held_out(
+    fitter: _Fitter,
+    trained: State,
+    known: NDArray[np.int64],
+    observations: Observations,
+    references: dict[str, Floats],
+    model: FaceModel,
+) -> State:
+    """The state of all timesteps: the training ones (``known``) as they are, and the others fitted
+    to the identity as it is, with their neighbours' help."""
+    others = np.flatnonzero(~observations.is_train)
+    held_out = observations.select(others)
+    start = initial_pose(held_out, fitter.landmarks, model.metres_per_unit, trained.scale)
+    part = _first_state(held_out, fitter.landmarks, start, trained.identity, references)
+    part = fitter.poses(part, held_out)
+    count = len(observations.timesteps)
+    state = _scatter(_empty(trained, count), known, trained)
+    state = _scatter(state, others, part)
+    names = np.array(observations.sequences)
+    for name in dict.fromkeys(held_out.sequences):
+        mine = np.flatnonzero(names == name)
+        fitted = fitter.sequence(_select(state, mine), observations.select(mine))
+        test = np.flatnonzero(~observations.is_train[mine])
+        state = _scatter(state, mine[test], _select(fitted, test))
+    return state
 
 
 class _Fitter:
@@ -275,21 +299,35 @@ class _Fitter:
 def _first_state(
     observations: Observations,
     landmarks: LandmarkModel,
-    rotation: Floats,
-    translation: Floats,
-    scale: float,
+    start: InitialPose,
+    identity: Floats,
+    references: dict[str, Floats],
 ) -> State:
-    reference = np.empty_like(rotation)
+    """The state before any fit. ``references``: rotations about which those of a sequence are
+    counted; where absent, the mean of its own."""
+    reference = np.empty_like(start.rotation)
     names = np.array(observations.sequences)
     for name in dict.fromkeys(observations.sequences):
-        reference[names == name] = rotations.mean(rotation[names == name])
+        own = start.rotation[names == name]
+        reference[names == name] = references[name] if name in references else rotations.mean(own)
     return State(
         reference=reference,
-        rotation=rotations.logarithm(rotation @ reference.swapaxes(-1, -2)),
-        translation=translation,
-        expression=np.zeros((len(rotation), landmarks.expression.shape[2])),
-        identity=np.zeros(landmarks.identity.shape[2]),
-        scale=scale,
+        rotation=rotations.logarithm(start.rotation @ reference.swapaxes(-1, -2)),
+        translation=start.translation,
+        expression=np.zeros((len(start.rotation), landmarks.expression.shape[2])),
+        identity=identity,
+        scale=start.scale,
+    )
+
+
+def _empty(like: State, count: int) -> State:
+    """``count`` timesteps to be filled, with the identity and scale of ``like``."""
+    return replace(
+        like,
+        reference=np.zeros((count, 3, 3)),
+        rotation=np.zeros((count, 3)),
+        translation=np.zeros((count, 3)),
+        expression=np.zeros((count, like.expression.shape[1])),
     )
 
 
@@ -305,11 +343,11 @@ def _select(state: State, keep: NDArray[np.int64]) -> State:
 
 def _scatter(state: State, places: NDArray[np.int64], part: State) -> State:
     """``state`` with the timesteps at ``places`` taken from ``part``."""
-    rotation, translation = state.rotation.copy(), state.translation.copy()
-    expression = state.expression.copy()
-    rotation[places], translation[places] = part.rotation, part.translation
-    expression[places] = part.expression
-    return replace(state, rotation=rotation, translation=translation, expression=expression)
+    names = ("reference", "rotation", "translation", "expression")
+    arrays = {name: getattr(state, name).copy() for name in names}
+    for name, array in arrays.items():
+        array[places] = getattr(part, name)
+    return replace(state, **arrays)
 
 
 def _spread(count: int, most: int) -> NDArray[np.int64]:
@@ -349,10 +387,11 @@ def _result(
             f"{where}). Either the cameras' calibration does not belong to these frames "
             "(convention, image size, order of cameras), or the landmarks are not of one face."
         )
+    vectors = rotations.logarithm(state.matrices)
     return Track(
         identity=state.identity,
         scale=state.scale,
-        rotation=rotations.unwrapped(rotations.logarithm(state.matrices)),
+        rotation=rotations.unwrapped(vectors, vectors[observations.is_train][0]),
         translation=state.translation,
         expression=state.expression,
         residual=relative * found.unit,

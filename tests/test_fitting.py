@@ -1,0 +1,370 @@
+"""The tracker: known heads are recovered, held-out rows teach nothing, bad calibration is named."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from numpy.typing import NDArray
+from safetensors import safe_open
+from safetensors.numpy import load_file
+
+from gha_core.artifacts import schemas
+from gha_core.artifacts.images import encode_jpeg
+from gha_core.artifacts.stage_folder import read_json
+from gha_core.artifacts.tables import read_table, write_table
+from gha_core.cameras import Camera, look_at
+from gha_core.errors import StageError
+from gha_core.faces import FaceModel, head_model
+from gha_core.faces.drift import expected_drift
+from gha_core.faces.identity_space import similarity_to
+from gha_core.fitting import Observations, Settings, Track, track_head
+from gha_core.fitting.observations import LandmarkModel
+from gha_core.fitting.residuals import Conditions, State, linearise, residuals
+from gha_core.fitting.solver import smoothness
+from gha_core.landmarks import LANDMARKS
+from gha_core.pose import HeadPose
+from gha_core.splits import Splits
+from tasks import tracking
+from tasks.stage import Inputs
+
+Floats = NDArray[np.float64]
+SIZE, DISTANCE, SCALE = 256, 1.1, 0.22
+
+
+@pytest.fixture(scope="module")
+def model() -> FaceModel:
+    return head_model()
+
+
+def rig(count: int) -> tuple[Camera, ...]:
+    cameras = []
+    focal = 0.55 * SIZE * DISTANCE / SCALE
+    K = np.array([[focal, 0, SIZE / 2], [0, focal, SIZE / 2], [0, 0, 1]])
+    for index in range(count):
+        angle = np.radians(-35 + 70 * index / (count - 1)) if count > 1 else 0.0
+        eye = DISTANCE * np.array([np.sin(angle), 0.1 * (-1) ** index, np.cos(angle)])
+        w2c = look_at(eye, np.zeros(3), np.array([0.0, 1.0, 0.0]))
+        cameras.append(Camera(f"c{index}", K, w2c, SIZE, SIZE))
+    return tuple(cameras)
+
+
+class Actor:
+    """A known head that moves smoothly, and what a detector would see of it."""
+
+    def __init__(self, model: FaceModel, timesteps: int, scale: float = SCALE) -> None:
+        rng = np.random.default_rng(5)
+        time = np.arange(timesteps) / 12
+        self.model, self.scale = model, scale
+        self.identity = rng.normal(0, 0.7, len(model.identity_basis))
+        self.rotation = 0.15 * np.stack([np.sin(3 * time), np.cos(2 * time), np.sin(time)], 1)
+        self.translation = 0.02 * np.stack([np.sin(time), np.cos(time), np.sin(2 * time)], 1)
+        self.expression = np.zeros((timesteps, len(model.expression_names)))
+        for name, amount in (("jawOpen", 0.7), ("mouthSmileLeft", 0.8), ("eyeBlinkRight", 0.9)):
+            phase = rng.uniform(0, 6)
+            wave = amount * np.clip(np.sin(5 * time + phase), 0, 1)
+            self.expression[:, model.expression_names.index(name)] = wave
+
+    def world(self, index: int) -> Floats:
+        vertices = self.model.vertices(
+            torch.from_numpy(self.identity).float(),
+            torch.from_numpy(self.expression[index]).float(),
+        )
+        pose = HeadPose(self.rotation[index], self.translation[index], self.scale)
+        return pose.to_world(vertices.numpy())
+
+    def seen(self, cameras: tuple[Camera, ...], noise: float = 0.4) -> Observations:
+        rng = np.random.default_rng(6)
+        count = len(self.rotation)
+        points = np.full((count, len(cameras), LANDMARKS, 2), np.nan)
+        extrinsics = np.stack([camera.w2c[:3] for camera in cameras])
+        for index in range(count):
+            pose = HeadPose(self.rotation[index], self.translation[index], self.scale)
+            drift = expected_drift(
+                self.model.landmark_drift.double().numpy(),
+                pose.matrix[None],
+                pose.translation[None],
+                extrinsics,
+            )[0]
+            places = self.model.landmarks(torch.from_numpy(self.world(index)).float())
+            for view, camera in enumerate(cameras):
+                exact = camera.project(places.double().numpy())
+                depth = (camera.w2c[:3, :3] @ pose.translation + camera.w2c[:3, 3])[2]
+                unit = camera.K[0, 0] * self.scale / depth
+                jitter = rng.normal(0, noise, exact.shape)
+                points[index, view, self.model.landmark_indices] = (
+                    exact + drift[view] * unit + jitter
+                )
+        return Observations(
+            sequences=("talk",) * count,
+            timesteps=tuple(range(count)),
+            cameras=cameras,
+            points=points,
+            confidence=np.ones((count, len(cameras))),
+            is_train=np.ones(count, bool),
+        )
+
+
+def fitted(model: FaceModel, track: Track, index: int) -> Floats:
+    vertices = model.vertices(
+        torch.from_numpy(track.identity).float(), torch.from_numpy(track.expression[index]).float()
+    )
+    pose = HeadPose(track.rotation[index], track.translation[index], track.scale)
+    return pose.to_world(vertices.numpy())
+
+
+def errors_mm(model: FaceModel, actor: Actor, track: Track, aligned: bool = False) -> Floats:
+    face = model.regions["face"].numpy()
+    result = []
+    for index in range(len(actor.rotation)):
+        found, true = fitted(model, track, index)[face], actor.world(index)[face]
+        if aligned:
+            scale, rotation, shift = similarity_to(true, found)
+            found = scale * found @ rotation.T + shift
+        result.append(1000 * np.linalg.norm(found - true, axis=1).mean())
+    return np.array(result)
+
+
+def test_several_cameras_recover_shape_size_pose_and_expression(model: FaceModel) -> None:
+    actor = Actor(model, 12)
+    track = track_head(model, actor.seen(rig(4)))
+    assert errors_mm(model, actor, track).mean() < 2.5
+    assert track.scale == pytest.approx(SCALE, rel=0.03)
+    for name in ("jawOpen", "mouthSmileLeft", "eyeBlinkRight"):
+        column = model.expression_names.index(name)
+        true, found = actor.expression[:, column], track.expression[:, column]
+        assert np.corrcoef(true, found)[0, 1] > 0.9, name
+    assert track.expression.min() >= 0
+    assert track.expression.max() <= 1
+    assert not track.failed.any()
+    assert np.nanmean(track.residual) < 1.5
+
+
+def test_one_camera_recovers_the_shape_up_to_size(model: FaceModel) -> None:
+    actor = Actor(model, 16, scale=model.metres_per_unit)
+    track = track_head(model, actor.seen(rig(1)))
+    assert track.scale == model.metres_per_unit
+    assert errors_mm(model, actor, track, aligned=True).mean() < 4
+    column = model.expression_names.index("jawOpen")
+    assert np.corrcoef(actor.expression[:, column], track.expression[:, column])[0, 1] > 0.9
+
+
+def test_a_few_wild_landmarks_and_missing_views_do_no_harm(model: FaceModel) -> None:
+    actor = Actor(model, 8)
+    seen = actor.seen(rig(4))
+    rng = np.random.default_rng(8)
+    wild = rng.random(seen.points.shape[:3]) < 0.05
+    seen.points[wild] += rng.normal(0, 40, (wild.sum(), 2))
+    seen.points[3, 1:], seen.confidence[3, 1:] = np.nan, 0
+    track = track_head(model, seen)
+    assert errors_mm(model, actor, track).mean() < 3.5
+
+
+def test_held_out_timesteps_teach_nothing(model: FaceModel) -> None:
+    actor = Actor(model, 10)
+    seen = actor.seen(rig(3))
+    train = np.arange(10) % 5 != 4
+    seen = replace(seen, is_train=train)
+    other = replace(seen, points=seen.points.copy())
+    other.points[~train] += np.random.default_rng(1).normal(0, 6, other.points[~train].shape)
+    first, second = (track_head(model, each, Settings(iterations=6)) for each in (seen, other))
+    np.testing.assert_array_equal(first.identity, second.identity)
+    assert first.scale == second.scale
+    np.testing.assert_array_equal(first.expression[train], second.expression[train])
+    np.testing.assert_array_equal(first.rotation[train], second.rotation[train])
+    assert np.abs(first.translation[~train] - second.translation[~train]).max() > 1e-5
+
+
+def test_smoothing_removes_jitter_and_spares_motion(model: FaceModel) -> None:
+    actor = Actor(model, 14)
+    seen = actor.seen(rig(1), noise=2.0)
+    rough, calm = (
+        track_head(model, seen, Settings(acceleration=amount, iterations=8))
+        for amount in (0.0, 1.0)
+    )
+
+    def jitter(track: Track) -> float:
+        return float(np.abs(np.diff(track.expression, 2, axis=0)).sum())
+
+    assert jitter(calm) < 0.7 * jitter(rough)
+    column = model.expression_names.index("jawOpen")
+    assert np.ptp(calm.expression[:, column]) > 0.7 * np.ptp(actor.expression[:, column])
+
+
+def test_camera_to_world_matrices_are_recognised(model: FaceModel) -> None:
+    seen = Actor(model, 3).seen(rig(3))
+    wrong = tuple(replace(c, w2c=np.linalg.inv(c.w2c)) for c in seen.cameras)
+    with pytest.raises(StageError, match="OpenCV world-to-camera"):
+        track_head(model, replace(seen, cameras=wrong))
+
+
+def test_millimetres_are_recognised(model: FaceModel) -> None:
+    seen = Actor(model, 3).seen(rig(3))
+
+    def in_millimetres(camera: Camera) -> Camera:
+        w2c = camera.w2c.copy()
+        w2c[:3, 3] *= 1000
+        return replace(camera, w2c=w2c)
+
+    with pytest.raises(StageError, match="millimetres"):
+        track_head(model, replace(seen, cameras=tuple(map(in_millimetres, seen.cameras))))
+
+
+def test_without_a_training_timestep_it_says_so(model: FaceModel) -> None:
+    seen = Actor(model, 2).seen(rig(2))
+    with pytest.raises(StageError, match="No training timestep"):
+        track_head(model, replace(seen, is_train=np.zeros(2, bool)))
+
+
+def test_normal_equations_match_finite_differences(model: FaceModel) -> None:
+    actor = Actor(model, 2)
+    seen = actor.seen(rig(2), noise=1.0)
+    landmarks = LandmarkModel.of(model)
+    rng = np.random.default_rng(3)
+    state = State(
+        reference=np.broadcast_to(np.eye(3), (2, 3, 3)),
+        rotation=actor.rotation + 0.05,
+        translation=actor.translation + 0.01,
+        expression=np.full_like(actor.expression, 0.3),
+        identity=rng.normal(0, 0.3, len(actor.identity)),
+        scale=0.23,
+    )
+    conditions = Conditions.at(state, landmarks, seen)
+    robust = 1e6  # a quadratic loss, whose gradient is exact
+    found = residuals(state, landmarks, seen, conditions, robust)
+    # Residuals are in head lengths at the present depth; the solver holds that unit fixed.
+    quadratic = linearise(state, landmarks, seen, found, "all")
+
+    def energy(frames: Floats, shared: Floats) -> float:
+        moved = residuals(state.moved(frames, shared), landmarks, seen, conditions, robust)
+        ratio = (moved.unit / found.unit)[..., None, None]
+        base = moved.values - conditions.drift * (moved.weight > 0)[..., None]
+        values = base * ratio + conditions.drift * (moved.weight > 0)[..., None]
+        return float(0.5 * (found.weight[..., None] * values**2).sum())
+
+    step = 1e-5
+    for index in (0, 2, 3, 5, 6 + model.expression_names.index("jawOpen")):
+        frames = np.zeros_like(quadratic.frames_gradient)
+        frames[1, index] = step
+        still = np.zeros(len(actor.identity) + 1)
+        slope = (energy(frames, still) - energy(-frames, still)) / (2 * step)
+        assert slope == pytest.approx(quadratic.frames_gradient[1, index], rel=2e-3, abs=1e-2)
+    for index in (0, 5, -1):
+        shared = np.zeros(len(actor.identity) + 1)
+        shared[index] = step
+        nothing = np.zeros_like(quadratic.frames_gradient)
+        slope = (energy(nothing, shared) - energy(nothing, -shared)) / (2 * step)
+        assert slope == pytest.approx(quadratic.shared_gradient[index], rel=2e-3, abs=1e-2)
+
+
+def test_smoothness_is_zero_on_straight_lines_and_ignores_gaps() -> None:
+    timesteps = np.array([0, 1, 3, 4, 5, 50, 51, 52])
+    smooth = smoothness(timesteps, np.ones(2))
+    line = np.stack([2.0 * timesteps, 1 - timesteps], 1).astype(float)
+    assert smooth.energy(line) == pytest.approx(0, abs=1e-18)
+    jump = line + np.where(timesteps > 20, 7.0, 0.0)[:, None]
+    assert smooth.energy(jump) == pytest.approx(0, abs=1e-18)
+    bent = line.copy()
+    bent[1] += 1
+    gradient = smooth.gradient(bent)
+    bumped = bent.copy()
+    bumped[2, 0] += 1e-6
+    slope = (smooth.energy(bumped) - smooth.energy(bent)) / 1e-6
+    assert slope == pytest.approx(gradient[2, 0], rel=1e-4)
+
+
+# the stage ----------------------------------------------------------------------------------------
+
+
+def write_inputs(root: Path, seen: Observations, hidden: Camera | None = None) -> Inputs:
+    """Ingest and landmark artifacts of ``seen``; ``hidden`` gets landmarks of pure noise."""
+    rng = np.random.default_rng(int.from_bytes(root.name.encode()[:4], "little"))
+    cameras = [*seen.cameras, *([hidden] if hidden else [])]
+    image = encode_jpeg(np.full((SIZE, SIZE, 3), 128, np.uint8))
+    for stage in ("ingest", "landmarks", "out"):
+        (root / stage).mkdir(parents=True)
+    frames, rows = [], []
+    for index, timestep in enumerate(seen.timesteps):
+        for view, camera in enumerate(cameras):
+            key = {
+                "subject": "s",
+                "sequence": seen.sequences[index],
+                "timestep": timestep,
+                "camera": camera.name,
+            }
+            frames.append(
+                {
+                    **key,
+                    "image": image,
+                    "width": SIZE,
+                    "height": SIZE,
+                    "source_width": SIZE,
+                    "source_height": SIZE,
+                    "time": timestep / 25,
+                    "sharpness": 1.0,
+                    "transform": np.eye(3).ravel(),
+                }
+            )
+            noise = rng.uniform(0, SIZE, (LANDMARKS, 2))
+            points = seen.points[index, view] if view < len(seen.cameras) else noise
+            if np.isfinite(points).any():
+                box = [*np.nanmin(points, 0), *np.nanmax(points, 0)]
+                row = {**key, "detector": "facemesh", "confidence": 0.9, "box": box}
+                rows.append({**row, "points": points.astype(np.float32).ravel()})
+    write_table(root / "ingest/frames.parquet", schemas.FRAMES, frames)
+    write_table(root / "ingest/cameras.parquet", schemas.CAMERAS, [c.row("s") for c in cameras])
+    write_table(root / "landmarks/landmarks.parquet", schemas.LANDMARKS, rows)
+    splits = Splits(test_cameras=(hidden.name,) if hidden else (), test_last=0.25)
+    return Inputs("s", root / "nowhere", "auto", root, root / "work", splits)
+
+
+def test_stage_ignores_held_out_cameras_and_is_reproducible(
+    model: FaceModel, tmp_path: Path
+) -> None:
+    actor = Actor(model, 6)
+    seen = actor.seen(rig(3))
+    seen.points[2], seen.confidence[2] = np.nan, 0
+    hidden = replace(seen.cameras[0], name="z")
+    params = tracking.Params(iterations=6)
+    roots = [tmp_path / "once", tmp_path / "again"]
+    for root in roots:
+        tracking.run(write_inputs(root, seen, hidden), params, root / "out")
+    for name in ("identity.safetensors", "tracking.parquet", "neutral.ply", "rejects.parquet"):
+        assert (roots[0] / "out" / name).read_bytes() == (roots[1] / "out" / name).read_bytes()
+
+    out = roots[0] / "out"
+    rejected = read_table(out / "rejects.parquet", schemas.REJECTS).to_pylist()
+    assert [(row["timestep"], row["camera"]) for row in rejected] == [(2, "")]
+    assert "usable face" in rejected[0]["reason"]
+    rows = read_table(out / "tracking.parquet", schemas.TRACKING).to_pylist()
+    assert [row["timestep"] for row in rows] == [0, 1, 3, 4, 5]
+    identity = load_file(out / "identity.safetensors")
+    with safe_open(out / "identity.safetensors", framework="np") as file:
+        names = json.loads(file.metadata()["expression_names"])
+    assert tuple(names) == model.expression_names
+    landmarks = np.array(rows[0]["landmarks"]).reshape(-1, 3)
+    assert landmarks.shape == identity["landmarks"].shape
+    assert identity["expression_basis"].shape[0] == len(rows[0]["expression"])
+    assert identity["region.face"].sum() > 1000
+    assert read_json(out / "summary.json")["tracked"] == 5
+    moved = identity["neutral_vertices"] + np.tensordot(
+        np.array(rows[0]["expression"]), identity["expression_basis"], 1
+    )
+    pose = HeadPose(
+        np.array(rows[0]["rotation"]), np.array(rows[0]["translation"]), rows[0]["scale"]
+    )
+    face = identity["region.face"].astype(bool)
+    off = np.linalg.norm(pose.to_world(moved) - actor.world(0), axis=1)[face]
+    assert off.mean() < 0.004
+
+
+def test_stage_says_when_nothing_was_seen(model: FaceModel, tmp_path: Path) -> None:
+    seen = Actor(model, 2).seen(rig(2))
+    seen.points[:], seen.confidence[:] = np.nan, 0
+    inputs = write_inputs(tmp_path / "none", seen)
+    with pytest.raises(StageError, match="None of 2 timesteps"):
+        tracking.run(inputs, tracking.Params(), tmp_path / "none/out")
