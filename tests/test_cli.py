@@ -46,8 +46,10 @@ def project(dvc_project: Path) -> Path:
     shutil.copy(ROOT / "params.yaml", dvc_project)
     stages = (ROOT / "dvc.yaml").read_text().replace("python -m tasks", "python stage.py")
     (dvc_project / "dvc.yaml").write_text(stages)
-    for name in ("gha_core", "tasks", "CMakeLists.txt", "constraints.txt"):
-        (dvc_project / name).symlink_to(ROOT / name)
+    for name in ("gha_core", "tasks"):  # copies: code that is edited meanwhile would be stale
+        shutil.copytree(ROOT / name, dvc_project / name)
+    for name in ("CMakeLists.txt", "constraints.txt"):
+        shutil.copy(ROOT / name, dvc_project)
     (dvc_project / "stage.py").write_text(STAGE)
     (dvc_project / "subjects.yaml").write_text("# people\nsubjects: {}\n")
     (dvc_project / "footage" / "left").mkdir(parents=True)
