@@ -76,11 +76,11 @@ class Params(StageParams):
         40, ge=8, le=512, description="the same, of the finer grid that the final mesh comes from"
     )
     width: int = Field(64, ge=8, le=512, description="hidden width of the networks; paper: 256")
-    steps: int = Field(600, ge=1, description="training steps; paper: 10000")
+    steps: int = Field(400, ge=1, description="training steps; paper: 10000")
     image_size: int = Field(128, ge=16, le=1024, description="longest side of training images, px")
     frames: int = Field(64, ge=1, description="at most so many timesteps, evenly spread, are used")
     views_per_step: int = Field(4, ge=1, description="views of the step's timestep; paper: 4")
-    learning_rate: float = Field(1e-3, gt=0, description="Adam's, of all networks")
+    learning_rate: float = Field(2e-3, gt=0, description="Adam's, of all networks; paper: 0.001")
     final_learning_rate: float = Field(1e-4, gt=0, description="reached along half a cosine")
     landmark_learning_rate: float = Field(1e-4, ge=0, description="of the neutral landmarks")
     t1: float = Field(
@@ -95,7 +95,7 @@ class Params(StageParams):
         0.6, ge=0, description="most room, where the mattes show hair or shoulders; head lengths"
     )
     sphere_radius: float = Field(0.5, gt=0, description="of the first mesh; head lengths")
-    sphere_steps: int = Field(300, ge=1, description="steps of the fit to that sphere")
+    sphere_steps: int = Field(200, ge=1, description="steps of the fit to that sphere")
     expression_prior: bool = Field(
         True, description="carry the tracked face model's expressions; networks learn the rest"
     )
@@ -104,7 +104,7 @@ class Params(StageParams):
     )
     fade_end: float = Field(0.3, gt=0, description="distance from which on it does not")
     sweep_every: int = Field(
-        25, ge=1, description="steps between two looks at the whole grid for new surface"
+        50, ge=1, description="steps between two looks at the whole grid for new surface"
     )
     checkpoint_seconds: float = Field(30.0, gt=0, description="between two checkpoints")
     weights: Weights = Field(Weights(), description="factors of the loss terms")

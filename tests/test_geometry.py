@@ -361,7 +361,7 @@ def test_a_killed_run_goes_on_to_the_same_result(
 ) -> None:
     face, frames = person
     short = dataclasses.replace(
-        SMALL, steps=9, sphere_steps=20, sweep_every=3, checkpoint_seconds=0.0
+        SMALL, steps=9, sphere_steps=60, sweep_every=3, checkpoint_seconds=0.0, learning_rate=1e-3
     )
     whole = train(frames, face, BOX, short, seed=1)
     checkpoint = tmp_path / "checkpoint.safetensors"

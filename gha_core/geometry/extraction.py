@@ -14,6 +14,9 @@ from gha_core.geometry.marching import blend, cross, crossed_edges, interpolate
 from gha_core.geometry.networks import HeadNetworks
 from gha_core.geometry.tetrahedra import TetGrid
 
+_RINGS = 2  # of tetrahedra around the surface make the band
+_FOLLOW = 4  # times at most that the band is laid again in one step
+
 
 @dataclass(frozen=True)
 class Surface:
@@ -39,8 +42,8 @@ class Extractor:
 
     The network is evaluated without gradient to find the crossed edges, and again with gradient at
     their ends only: the same mesh and gradients as with gradients everywhere, at a fraction of the
-    cost. Between two sweeps over the whole grid only the nodes near the surface are looked at; when
-    the surface reaches the border of this band, a sweep follows at once.
+    cost. Between two sweeps over the whole grid only a band of nodes around the surface is looked
+    at; the band follows the surface. What appears elsewhere is found by the next sweep.
 
     Args:
         offset_scale: head lengths that a vertex offset of 1 moves a node.
@@ -49,22 +52,20 @@ class Extractor:
     def __init__(self, grid: TetGrid, offset_scale: float, face: TrackedFace) -> None:
         self.grid, self.offset_scale = grid, offset_scale
         self._near = near_faces(grid.nodes, face.vertices, face.faces, 1)
+        self._sdf = torch.zeros(len(grid.nodes))  # as last seen: fresh in the band alone
         self._band, self._border = grid, torch.zeros(len(grid.nodes), dtype=torch.bool)
 
-    def sweep(self, networks: HeadNetworks, where: str, rings: int = 2) -> None:
+    def sweep(self, networks: HeadNetworks, where: str) -> None:
         """Look for the surface on the whole grid.
-
-        Args:
-            rings: of tetrahedra around it that are looked at until the next sweep.
 
         Raises:
             StageError: there is none.
         """
         with torch.no_grad():
-            sdf = torch.cat([networks.sdf(part) for part in self.grid.nodes.split(16384)])
-        _check_signs(sdf, where)
-        self._band = self.grid.near_surface(sdf, rings)
-        self._border = self.grid.shared_with_rest(self._band)
+            parts = [networks.sdf(part) for part in self.grid.nodes.split(16384)]
+        self._sdf = torch.cat(parts)
+        _check_signs(self._sdf, where)
+        self._lay_band()
 
     def surface(self, networks: HeadNetworks, where: str) -> Surface:
         """The surface near the last sweep's.
@@ -72,12 +73,18 @@ class Extractor:
         Raises:
             StageError: it vanished.
         """
-        sdf = self._band_sdf(networks)
-        if self._border[self._band.edges[0][crossed_edges(self._band, sdf)]].any():
-            self.sweep(networks, where)
-            sdf = self._band_sdf(networks)
-        _check_signs(sdf, where)
-        band = self._band
+        for _ in range(_FOLLOW):
+            band = self._band
+            with torch.no_grad():
+                sdf = networks.sdf(band.nodes)
+            crossed = band.edges[0][crossed_edges(band, sdf)]
+            if not len(crossed):
+                self.sweep(networks, where)  # it leapt out of the band, or is gone
+            elif self._border[crossed].any():
+                self._sdf[band.source] = sdf
+                self._lay_band()
+            else:
+                break
         crossing = cross(band, sdf)
         nodes = band.nodes[crossing.nodes]
         values = networks.neutral(nodes)
@@ -92,9 +99,9 @@ class Extractor:
             self.grid.spacing,
         )
 
-    def _band_sdf(self, networks: HeadNetworks) -> Tensor:
-        with torch.no_grad():
-            return networks.sdf(self._band.nodes)
+    def _lay_band(self) -> None:
+        self._band = self.grid.near_surface(self._sdf, _RINGS)
+        self._border = self.grid.shared_with_rest(self._band)
 
 
 def fit_sphere(networks: HeadNetworks, nodes: Tensor, radius: float, steps: int, seed: int) -> None:

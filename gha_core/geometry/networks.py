@@ -155,11 +155,11 @@ class HeadNetworks(nn.Module):
             points: [N, 3]; weight: [N] λ of :func:`control_weight`.
             expression: [..., E]; pose: [..., 6] axis-angle (rad) and translation (m).
         """
-        encoded = positional_encoding(points)
-        by_expression = torch.tanh(self.deformation_expression(encoded, expression))
-        by_pose = torch.tanh(self.deformation_pose(encoded, positional_encoding(pose)))
-        weight = weight[:, None]
-        return DEFORMATION_SCALE * (weight * by_expression + (1 - weight) * by_pose)
+        encoded, turned = positional_encoding(points), positional_encoding(pose)
+        near, far = weight.nonzero()[:, 0], (1 - weight).nonzero()[:, 0]
+        by_expression = torch.tanh(self.deformation_expression(encoded[near], expression))
+        by_pose = torch.tanh(self.deformation_pose(encoded[far], turned))
+        return DEFORMATION_SCALE * _mix(weight, near, by_expression, far, by_pose)
 
     def colour(
         self,
@@ -175,10 +175,21 @@ class HeadNetworks(nn.Module):
             features: [N, 128]; weight: [N]; expression: [..., E]; pose: [..., 6].
             activation: after each network: sigmoid in stage 1, ``identity`` in stage 2.
         """
-        by_expression = activation(self.colour_expression(features, expression))
-        by_pose = activation(self.colour_pose(features, positional_encoding(pose)))
-        weight = weight[:, None]
-        return weight * by_expression + (1 - weight) * by_pose
+        near, far = weight.nonzero()[:, 0], (1 - weight).nonzero()[:, 0]
+        turned = positional_encoding(pose)
+        by_expression = activation(self.colour_expression(features[near], expression))
+        by_pose = activation(self.colour_pose(features[far], turned))
+        return _mix(weight, near, by_expression, far, by_pose)
+
+
+def _mix(
+    weight: Tensor, near: Tensor, by_expression: Tensor, far: Tensor, by_pose: Tensor
+) -> Tensor:
+    """[..., N, C] weight·(expression's values) + (1 - weight)·(pose's values), each given only
+    where it counts: at the points ``near`` [n] and ``far`` [f]."""
+    out = by_pose.new_zeros(*by_pose.shape[:-2], len(weight), by_pose.shape[-1])
+    out = out.index_add(-2, far, (1 - weight[far])[:, None] * by_pose)
+    return out.index_add(-2, near, weight[near][:, None] * by_expression)
 
 
 def identity(x: Tensor) -> Tensor:

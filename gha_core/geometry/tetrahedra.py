@@ -55,9 +55,12 @@ class TetGrid:
 
         The border of the whole grid itself does not count.
         """
-        everywhere = torch.bincount(self.tets.flatten(), minlength=len(self.nodes))
-        within = torch.bincount(part.tets.flatten(), minlength=len(part.nodes))
-        return within < everywhere[part.source]
+        return part._uses < self._uses[part.source]
+
+    @cached_property
+    def _uses(self) -> Tensor:
+        """[N] number of tetrahedra around each node."""
+        return torch.bincount(self.tets.flatten(), minlength=len(self.nodes))
 
     def _part(self, chosen: Tensor) -> TetGrid:
         tets = self.tets[chosen]

@@ -36,20 +36,20 @@ class Settings:
 
     resolution: int = 32
     width: int = 64
-    steps: int = 600
+    steps: int = 400
     views_per_step: int = 4
-    learning_rate: float = 1e-3
+    learning_rate: float = 2e-3
     final_learning_rate: float = 1e-4
     landmark_learning_rate: float = 1e-4
     t1: float = 0.15
     t2: float = 0.25
     softness: float = 2.0
     sphere_radius: float = 0.5
-    sphere_steps: int = 300
+    sphere_steps: int = 200
     expression_prior: bool = True
     fade_start: float = 0.1
     fade_end: float = 0.3
-    sweep_every: int = 10
+    sweep_every: int = 50
     checkpoint_seconds: float = 30.0
     weights: LossWeights = field(default_factory=LossWeights)
 
