@@ -54,7 +54,7 @@ class LearningRates(StageParams):
     body: float = Field(2e-2, ge=0, description="of logits: does a Gaussian go with the torso")
     networks: float = Field(2e-3, ge=0, description="the six dynamic networks")
     super_resolution: float = Field(2e-3, ge=0, description="the super-resolution network")
-    pose_correction: float = Field(1e-5, ge=0, description="rad and head lengths, per frame")
+    pose_correction: float = Field(5e-4, ge=0, description="rad, head lengths; paper: 1e-5")
 
 
 class LossWeights(StageParams):
@@ -70,7 +70,7 @@ class LossWeights(StageParams):
 class Params(StageParams):
     """How the avatar is built and trained."""
 
-    steps: int = Field(3000, ge=1, description="training steps")
+    steps: int = Field(1600, ge=1, description="training steps; paper: 600000")
     views: int = Field(2, ge=1, le=64, description="views of one timestep per step")
     gaussians: int = Field(10_000, ge=100, le=1_000_000, description="number of Gaussians")
     channels: int = Field(32, ge=3, le=256, description="of the half-size feature image")
