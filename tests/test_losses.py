@@ -46,7 +46,8 @@ def test_soft_iou_of_known_overlap() -> None:
 
 def test_structural_dissimilarity_of_equal_constant_and_inverted_pictures() -> None:
     picture, everywhere = _picture(), torch.ones(1, 1, 64, 64)
-    assert structural_dissimilarity(picture, picture, everywhere).item() == pytest.approx(0, abs=1e-6)
+    same = structural_dissimilarity(picture, picture, everywhere)
+    assert same.item() == pytest.approx(0, abs=1e-6)
     inverted = structural_dissimilarity(picture, 1 - picture, everywhere)
     assert inverted > 0.5  # anticorrelated windows have negative SSIM
     grey, dark = torch.full((1, 1, 16, 16), 0.6), torch.full((1, 1, 16, 16), 0.2)
