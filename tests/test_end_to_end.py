@@ -1,0 +1,94 @@
+"""All seven stages, from a filmed capture to a scored and driven avatar, at a tiny size."""
+
+from __future__ import annotations
+
+import importlib
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from safetensors import safe_open
+
+from gha_core.artifacts import schemas
+from gha_core.artifacts.stage_folder import writing
+from gha_core.artifacts.tables import read_table
+from gha_core.avatar import Avatar
+from gha_core.dataset import Dataset
+from gha_core.splits import Splits
+from gha_core.synthetic.capture import SIZES, film
+from tasks.parameters import STAGES
+from tasks.stage import Inputs
+
+SPLITS = Splits(test_sequences=("FREE",))
+TINY: dict[str, dict[str, Any]] = {
+    "ingest": {"size": 128},
+    "geometry": {"steps": 25, "image_size": 64, "resolution": 16, "output_resolution": 20},
+    "avatar": {"steps": 40, "gaussians": 1500, "width": 16, "crop": 64},
+    "evaluation": {"max_views": 4, "video_frames": 4},
+}
+
+
+@pytest.fixture(scope="module")
+def artifacts(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = tmp_path_factory.mktemp("end_to_end")
+    capture = film(root / "studio", SIZES["small"])
+    for stage in STAGES:
+        module = importlib.import_module(f"tasks.{stage}")
+        work = root / "work" / stage
+        work.mkdir(parents=True)
+        inputs = Inputs("tiny", capture, "auto", root / "artifacts", work, SPLITS)
+        with writing(root / "artifacts" / stage) as out:
+            module.run(inputs, module.Params(**TINY.get(stage, {})), out)
+    return root / "artifacts"
+
+
+@pytest.mark.slow
+def test_every_stage_leaves_a_summary_and_a_picture(artifacts: Path) -> None:
+    for stage in STAGES:
+        assert json.loads((artifacts / stage / "summary.json").read_text())
+        assert (artifacts / stage / "preview.jpg").stat().st_size > 1000
+
+
+@pytest.mark.slow
+def test_scores_are_of_held_out_frames_only(artifacts: Path) -> None:
+    scores = read_table(artifacts / "evaluation" / "frames.parquet", schemas.SCORES).to_pylist()
+    assert {row["sequence"] for row in scores} == {"FREE"}
+    head = [r["value"] for r in scores if (r["region"], r["metric"]) == ("head", "psnr")]
+    mean = [r["value"] for r in scores if r["metric"] == "psnr_mean_image"]
+    assert np.mean(head) > np.mean(mean), "even a tiny avatar beats the mean image"
+
+
+@pytest.mark.slow
+def test_the_report_opens_from_the_file(artifacts: Path) -> None:
+    page = (artifacts / "evaluation" / "report.html").read_text()
+    assert "tiny" in page
+    assert "http://" not in page.replace("http://www.w3.org", "")
+    assert (artifacts / "evaluation" / "video.mp4").stat().st_size > 1000
+
+
+@pytest.mark.slow
+def test_the_avatar_answers_to_pose_and_expression(artifacts: Path) -> None:
+    avatar = Avatar.load(artifacts / "avatar")
+    dataset = Dataset(artifacts / "ingest", None, artifacts / "tracking", SPLITS)
+    view = dataset.test[0]
+    pose, expression = view.motion
+    camera = dataset.cameras[view.camera]
+    neutral, alpha = avatar.render(camera, pose, np.zeros_like(expression))
+    spoken = np.zeros_like(expression)
+    spoken[avatar.expression_names.index("jawOpen")] = 1
+    opened, _ = avatar.render(camera, pose, spoken)
+    assert neutral.shape == (128, 128, 3)
+    assert 0.1 < (alpha > 127).mean() < 0.95
+    assert np.abs(opened.astype(int) - neutral).max() > 30
+    larger, _ = avatar.render(camera.resized(256, 256), pose, expression)
+    assert larger.shape == (256, 256, 3)
+
+
+@pytest.mark.slow
+def test_weights_are_safetensors(artifacts: Path) -> None:
+    for path in artifacts.rglob("*"):
+        assert path.suffix not in {".pt", ".pth", ".pkl", ".npy", ".npz"}
+    with safe_open(artifacts / "avatar" / "avatar.safetensors", "np") as file:
+        assert len(list(file.keys())) > 10
