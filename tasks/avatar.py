@@ -71,7 +71,12 @@ class Params(StageParams):
     """How the avatar is built and trained."""
 
     steps: int = Field(1600, ge=1, description="training steps; paper: 600000")
-    views: int = Field(2, ge=1, le=64, description="views of one timestep per step")
+    views: int = Field(
+        2,
+        ge=1,
+        le=64,
+        description="views per step, a core each: of one timestep if it has so many cameras",
+    )
     gaussians: int = Field(10_000, ge=100, le=1_000_000, description="number of Gaussians")
     channels: int = Field(32, ge=3, le=256, description="of the half-size feature image")
     features: int = Field(32, ge=1, le=128, description="per Gaussian, read by the networks")

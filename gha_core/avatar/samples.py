@@ -127,15 +127,21 @@ class TrainingViews:
                 self._cache.popitem(last=False)
         return self._cache[key]
 
-    def at_step(self, step: int, views: int) -> tuple[Frame, Batch]:
-        """What step number ``step`` sees: frames in an order shuffled anew for every pass, and up
-        to ``views`` of the frame's cameras. A function of (seed, step) alone."""
-        epoch, place = divmod(step, len(self.frames))
-        order = np.random.default_rng((self.seed, 2, epoch)).permutation(len(self.frames))
-        frame = self.frames[order[place]]
-        rng = np.random.default_rng((self.seed, 3, step))
-        chosen = rng.permutation(len(frame.views))[:views]
-        return frame, self.batch(frame, [frame.views[index] for index in chosen], rng)
+    def at_step(self, step: int, views: int) -> list[tuple[Frame, list[Batch]]]:
+        """What step number ``step`` sees: ``views`` views of a frame, each a batch of its own, or
+        as many frames as it takes if they have fewer cameras than that. The frames come in an order
+        shuffled anew for every pass. A function of (seed, step) alone."""
+        cameras = min(max(len(frame.views) for frame in self.frames), views)
+        count = -(-views // cameras)
+        samples = []
+        for number in range(step * count, (step + 1) * count):
+            epoch, place = divmod(number, len(self.frames))
+            order = np.random.default_rng((self.seed, 2, epoch)).permutation(len(self.frames))
+            frame = self.frames[order[place]]
+            rng = np.random.default_rng((self.seed, 3, number))
+            chosen = rng.permutation(len(frame.views))[:cameras]
+            samples.append((frame, [self.batch(frame, [frame.views[i]], rng) for i in chosen]))
+        return samples
 
     def batch(self, frame: Frame, views: list[View], rng: np.random.Generator) -> Batch:
         cameras = [self.camera(view) for view in views]

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from statistics import fmean
 
 import torch
 from torch import Tensor, nn
@@ -18,7 +21,7 @@ from gha_core.avatar.checkpoint import (
     restore_optimiser,
     write_checkpoint,
 )
-from gha_core.avatar.head import GaussianHead
+from gha_core.avatar.head import GaussianHead, Gaussians
 from gha_core.avatar.rendering import FeatureImage, render_features
 from gha_core.avatar.samples import Batch, Frame, TrainingViews
 from gha_core.avatar.super_resolution import SCALE, SuperResolution
@@ -27,6 +30,8 @@ from gha_core.losses import PerceptualDistance, l1, soft_iou, structural_dissimi
 from gha_core.progress import track
 
 History = list[tuple[int, str, float]]  # step, loss term, mean value since the row before
+Terms = dict[str, float]
+KINDS = ("small", "picture")
 LOG_EVERY = 25  # steps; a row of the history is the mean over them
 
 
@@ -62,7 +67,7 @@ class TrainingConfig:
     """How to train.
 
     Attributes:
-        steps: in all; views: of one frame per step.
+        steps: in all; views: per step, drawn side by side.
         final_rate: the learning rates fall exponentially to this share.
         crop: side of the part of each picture that is drawn at full size, px; the half-size
             picture is always whole.
@@ -137,44 +142,122 @@ def train(
         tensors |= {f"optimiser.{k}": tensor for k, tensor in optimiser_tensors(optimiser).items()}
         write_checkpoint(work, Checkpoint(step, tensors, history, fingerprint))
 
-    base = [group["lr"] for group in optimiser.param_groups]
-    sums: dict[str, float] = {}
-    for step in track(range(start, config.steps), "training avatar", config.steps, start):
-        for group, rate in zip(optimiser.param_groups, base, strict=True):
-            group["lr"] = rate * config.final_rate ** (step / config.steps)
-        frame, batch = views.at_step(step, config.views)
+    own = list(head.parameters()) + list(corrections.parameters())
+    drawing = list(super_resolution.parameters())
+
+    def move(frame: Frame) -> Gaussians:
         head_space = head(torch.from_numpy(frame.expression), head.condition(frame.pose))
         rotation, translation = corrections.corrected(frame)
-        world = head_space.moved(rotation, translation, frame.pose.scale)
+        return head_space.moved(rotation, translation, frame.pose.scale)
+
+    def draw(world: Gaussians, frame: Frame, batch: Batch, step: int, place: int) -> Lesson:
+        """Draw one view and compare; gradients down to the Gaussians in the world."""
+        leaves = {name: tensor.detach().requires_grad_() for name, tensor in vars(world).items()}
         size = views.width // SCALE, views.height // SCALE
-        image = render_features(world, batch.K, batch.w2c, *size)
+        image = render_features(Gaussians(**leaves), batch.K, batch.w2c, *size)
         close = _close_up(image, batch, config.crop, super_resolution)
-        terms = loss_terms(image, close, batch, perceptual, step)
+        # The costly term in every other step, in turns at half and at full size.
+        kind = None if step % 2 else KINDS[(step // 2 + place) % 2]
+        terms = loss_terms(image, close, batch, perceptual, kind)
         loss = sum(
             (getattr(config.weights, name.split("_")[0]) * value for name, value in terms.items()),
             torch.zeros(()),
         )
         if not torch.isfinite(loss):
             _check_finite(modules.named_parameters(), step, frame)
-            _check_finite(vars(world).items(), step, frame)
+            _check_finite(leaves.items(), step, frame)
             _check_finite(vars(image).items(), step, frame)
             _check_finite(terms.items(), step, frame)
-        optimiser.zero_grad(set_to_none=True)
-        loss.backward()
-        optimiser.step()
-        for name, value in terms.items():
-            sums[name] = sums.get(name, 0.0) + float(value.detach())
-            sums[f"{name}#"] = sums.get(f"{name}#", 0.0) + 1
-        if (step + 1) % LOG_EVERY == 0 or step + 1 == config.steps:
-            history += [
-                (step + 1, name, sums[name] / sums[f"{name}#"]) for name in sums if "#" not in name
+        gradients = torch.autograd.grad(loss, [*leaves.values(), *drawing], allow_unused=True)
+        return Lesson({name: float(term.detach()) for name, term in terms.items()}, gradients)
+
+    def learn(world: Gaussians, lessons: list[Lesson]) -> tuple[Tensor, ...]:
+        """The gradients of one frame's views, down to the parameters of head and corrections."""
+        outputs = list(vars(world).values())
+        gradients = [_total(column) for column in zip(*(x.gradients for x in lessons), strict=True)]
+        return torch.autograd.grad(
+            outputs, own, gradients[: len(outputs)], materialize_grads=True, allow_unused=True
+        )
+
+    base = [group["lr"] for group in optimiser.param_groups]
+    window: list[Terms] = []
+    steps = range(start, config.steps)
+    with _side_by_side(config.views) as pool:
+        samples = views.at_step(start, config.views) if steps else []
+        for step in track(steps, "training avatar", config.steps, start):
+            frames = [frame for frame, _ in samples]
+            worlds = list(pool.map(move, frames))
+            jobs = [
+                [
+                    pool.submit(draw, world, frame, view, step, place)
+                    for place, view in enumerate(batches)
+                ]
+                for world, (frame, batches) in zip(worlds, samples, strict=True)
             ]
-            sums = {}
-            # Only here, so that a window of the history is never cut by a kill.
-            if time.monotonic() - saved > config.checkpoint_seconds or step + 1 == config.steps:
-                save(step + 1)
-                saved = time.monotonic()
+            if step + 1 < config.steps:  # while the others draw
+                samples = views.at_step(step + 1, config.views)
+            lessons = [[job.result() for job in of_frame] for of_frame in jobs]
+            learned = list(pool.map(learn, worlds, lessons))
+            drawn = [lesson for of_frame in lessons for lesson in of_frame]
+            for parameter, *gradients in zip(own, *learned, strict=True):
+                parameter.grad = _total(gradients) / len(drawn)
+            tails = [lesson.gradients[-len(drawing) :] for lesson in drawn]
+            for parameter, *gradients in zip(drawing, *tails, strict=True):
+                parameter.grad = _total(gradients) / len(drawn)
+            for group, rate in zip(optimiser.param_groups, base, strict=True):
+                group["lr"] = rate * config.final_rate ** (step / config.steps)
+            optimiser.step()
+            window += [lesson.terms for lesson in drawn]
+            if (step + 1) % LOG_EVERY == 0 or step + 1 == config.steps:
+                history += [(step + 1, *row) for row in _means(window)]
+                window = []
+                # Only here, so that a window of the history is never cut by a kill.
+                if time.monotonic() - saved > config.checkpoint_seconds or step + 1 == config.steps:
+                    save(step + 1)
+                    saved = time.monotonic()
     return history
+
+
+@dataclass(frozen=True)
+class Lesson:
+    """What one view taught: its loss terms, and gradients of the Gaussians in the world and of the
+    parameters of the super-resolution network."""
+
+    terms: Terms
+    gradients: tuple[Tensor, ...]
+
+
+def _total(tensors: Sequence[Tensor]) -> Tensor:
+    return tensors[0] if len(tensors) == 1 else torch.stack(list(tensors)).sum(0)
+
+
+@contextmanager
+def _side_by_side(workers: int) -> Iterator[ThreadPoolExecutor]:
+    """Threads that share the processors; what they change for the caller is restored after.
+
+    Two views on a core each take little more than half the time that they take one after the other
+    on two cores: the tensors are too small to be worth cutting up.
+    """
+    threads = torch.get_num_threads()
+
+    def prepare() -> None:
+        torch.set_num_threads(max(1, threads // workers))
+        # Adam's moments of what is rarely seen fade into denormal numbers, which are slow.
+        torch.set_flush_denormal(True)
+
+    prepare()
+    try:
+        with ThreadPoolExecutor(workers, initializer=prepare) as pool:
+            yield pool
+    finally:
+        torch.set_num_threads(threads)
+        torch.set_flush_denormal(False)
+
+
+def _means(window: list[Terms]) -> list[tuple[str, float]]:
+    """Per loss term its mean over those steps and frames that had it."""
+    names = sorted({name for terms in window for name in terms})
+    return [(name, fmean(terms[name] for terms in window if name in terms)) for name in names]
 
 
 @dataclass(frozen=True)
@@ -217,12 +300,12 @@ def loss_terms(
     close: CloseUp,
     batch: Batch,
     perceptual: PerceptualDistance | None,
-    step: int,
+    kind: str | None,
 ) -> dict[str, Tensor]:
     """The unweighted terms; the word before "_" names the weight.
 
-    The perceptual distance costs as much as rendering does; it is taken in every other step, in
-    turns at half and at full size.
+    Args:
+        kind: of KINDS, the size at which the perceptual distance is taken, if at all.
     """
     colour = image.colour
     terms = {
@@ -231,10 +314,10 @@ def loss_terms(
         "structure": structural_dissimilarity(close.picture, close.truth, close.weight),
         "silhouette": soft_iou(image.alpha, batch.alpha, batch.small_weight),
     }
-    if perceptual is not None and step % 4 == 1:
+    if perceptual is not None and kind == "small":
         seen = torch.where(batch.small_weight > 0, colour, batch.small)
         terms["perceptual_small"] = perceptual(seen, batch.small)
-    elif perceptual is not None and step % 4 == 3:
+    elif perceptual is not None and kind == "picture":
         seen = torch.where(close.weight > 0, close.picture, close.truth)
         terms["perceptual_picture"] = perceptual(seen, close.truth)
     return terms
