@@ -12,12 +12,13 @@ from gha_core.errors import StageError
 from tasks.parameters import read_subjects
 
 FIRST = "demo"
+FIRST_SEED = 2
 STUDIO = Path("data", "studio")
 
 
 def names(people: int) -> list[str]:
-    """``demo``, ``demo-2``, ``demo-3``…: seed 1, 2, 3…"""
-    return [FIRST if seed == 1 else f"{FIRST}-{seed}" for seed in range(1, people + 1)]
+    """``demo``, ``demo-2``, ``demo-3``…: every one another person."""
+    return [FIRST if number == 1 else f"{FIRST}-{number}" for number in range(1, people + 1)]
 
 
 def register(name: str) -> None:
@@ -30,7 +31,8 @@ def register(name: str) -> None:
     """
     studio = STUDIO / name
     if not studio.exists():
-        _film(studio, int(name.removeprefix(FIRST).lstrip("-") or 1))
+        number = int(name.removeprefix(FIRST).lstrip("-") or 1)
+        _film(studio, FIRST_SEED + number - 1)
     (capture,) = (folder for folder in studio.iterdir() if folder.name != "truth")
     held_out = read_subjects(Path())[FIRST].overrides["splits"]
     project.add_subject(name, capture, "nersemble", held_out)
