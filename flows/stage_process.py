@@ -47,7 +47,8 @@ class Record:
         process: id of the stage's process.
         changed: when the state became what it is, seconds since the epoch.
         seconds: wall time of the run; of the last real one if the outputs were restored since.
-        peak_memory: largest resident size of that run, bytes.
+        peak_memory: largest resident size of that run, bytes; on Linux at least that of the driver,
+            whose memory a child counts as its own until it starts its program.
         error: the sentence or the last line that it left, if it failed.
     """
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import resource
 import shutil
 import subprocess
 import sys
@@ -286,7 +287,8 @@ def test_memory_and_time_of_a_stage_are_recorded(project: Path) -> None:
     record = stage_process.read_record("read@ann")
     assert record
     assert record.state == "done"
-    assert 200e6 < record.peak_memory < 400e6
+    ours = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    assert 200e6 < record.peak_memory < max(400e6, 1.2 * ours)
     assert stage_process.log_path("read@ann").read_text() == "made it\n"
 
 
