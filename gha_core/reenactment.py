@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.spatial.transform import Rotation
 
 from gha_core.artifacts import schemas
 from gha_core.artifacts.tables import read_rows
@@ -54,20 +55,29 @@ def read_motion(tracking: Path, sequence: str | None = None) -> list[Motion]:
 
 
 def retarget(driver: list[Motion], target: list[Motion]) -> list[Motion]:
-    """A driver's motion for another person's head: their own size and place, the driver's movement.
+    """A driver's motion for another person's head: their own size, place and facing, the driver's
+    movement.
 
-    Scale and mean position are the target's; rotations and the expression coefficients, whose
-    meaning (ARKit) is shared by all subjects, are the driver's; translations move with the driver
-    relative to its own mean, in units of head length.
+    The two captures may have different worlds (one video's is its camera's, y down), so only
+    movement is carried over: rotation and translation relative to the driver's mean pose, in the
+    frame of that mean head and in head lengths, on top of the target's mean pose. The expression
+    coefficients, whose meaning (ARKit) is shared by all subjects, are the driver's.
     """
     scale = float(np.median([motion.pose.scale for motion in target]))
     centre = np.mean([motion.pose.translation for motion in target], axis=0)
     origin = np.mean([motion.pose.translation for motion in driver], axis=0)
+    facing, turned = _mean_rotation(target), _mean_rotation(driver)
     moved = []
     for motion in driver:
-        offset = (motion.pose.translation - origin) * (scale / motion.pose.scale)
-        moved.append(replace(motion, pose=HeadPose(motion.pose.rotation, centre + offset, scale)))
+        offset = turned.inv().apply(motion.pose.translation - origin) * (scale / motion.pose.scale)
+        rotation = facing * turned.inv() * Rotation.from_rotvec(motion.pose.rotation)
+        pose = HeadPose(rotation.as_rotvec(), centre + facing.apply(offset), scale)
+        moved.append(replace(motion, pose=pose))
     return moved
+
+
+def _mean_rotation(motions: list[Motion]) -> Rotation:
+    return Rotation.from_rotvec([motion.pose.rotation for motion in motions]).mean()
 
 
 def frontal_camera(cameras: list[Camera], poses: list[HeadPose]) -> Camera:

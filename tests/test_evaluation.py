@@ -6,6 +6,7 @@ import re
 
 import numpy as np
 import pytest
+from scipy.spatial.transform import Rotation
 
 from gha_core.cameras import Camera, look_at
 from gha_core.evaluation.metrics import composite, keypoint_distance, masked_mean, psnr, ssim_map
@@ -120,18 +121,24 @@ def test_the_mouth_region_follows_the_expression() -> None:
     assert areas[1] > 1.3 * areas[0]
 
 
-def test_retargeting_keeps_the_targets_size_and_place() -> None:
-    def motion(x: float, scale: float, turn: float) -> Motion:
-        pose = HeadPose(np.array([0, turn, 0]), np.array([x, 0, 0]), scale)
-        return Motion("FREE", 0, pose, np.array([turn], np.float32))
+def motion(x: float, scale: float, turn: float, flip: bool = False) -> Motion:
+    """A head that has moved by ``x`` to its left and turned; ``flip``: in a world with y down."""
+    world = Rotation.from_rotvec([np.pi, 0, 0]) if flip else Rotation.identity()
+    rotation = (world * Rotation.from_rotvec([0, turn, 0])).as_rotvec()
+    pose = HeadPose(rotation, world.apply([x, 0, 0]), scale)
+    return Motion("FREE", 0, pose, np.array([turn], np.float32))
 
-    driver = [motion(5.0, 0.5, 0.1), motion(5.2, 0.5, 0.2)]
-    target = [motion(1.0, 0.25, 0.0), motion(1.0, 0.25, 0.0)]
+
+@pytest.mark.parametrize("flip", [False, True])
+def test_retargeting_carries_movement_and_keeps_size_place_and_facing(flip: bool) -> None:
+    driver = [motion(-0.1, 0.5, -0.05, flip), motion(0.1, 0.5, 0.05, flip)]
+    target = [motion(1.0, 0.25, 0.3), motion(1.0, 0.25, 0.3)]
     moved = retarget(driver, target)
     assert [m.pose.scale for m in moved] == [0.25, 0.25]
-    np.testing.assert_allclose([m.pose.translation[0] for m in moved], [0.95, 1.05])
-    assert [m.pose.rotation[1] for m in moved] == [0.1, 0.2]
-    assert moved[1].expression[0] == np.float32(0.2)
+    np.testing.assert_allclose([m.pose.rotation[1] for m in moved], [0.25, 0.35])
+    left = Rotation.from_rotvec([0, 0.3, 0]).apply([0.05, 0, 0])
+    np.testing.assert_allclose(moved[1].pose.translation, left + np.float64([1, 0, 0]), atol=1e-12)
+    assert moved[1].expression[0] == np.float32(0.05)
 
 
 def test_the_frontal_camera_is_the_one_the_face_looks_at() -> None:
