@@ -17,7 +17,7 @@ from gha_core.splatting.projection import Projected, project
 Composite = Callable[[Projected, Tensor, Tensor, Tensor, int, int], tuple[Tensor, Tensor, Tensor]]
 
 # A further backend is one more module with a `composite` of this signature, and a line here and in
-# `_automatic`.
+# `_choose`.
 BACKENDS: dict[str, Composite] = {"native": native.composite, "twin": twin.composite}
 
 
