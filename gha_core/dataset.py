@@ -21,6 +21,7 @@ from gha_core.artifacts import schemas
 from gha_core.artifacts.images import Image, decode_image, decode_matte
 from gha_core.artifacts.tables import open_table, read_rows, read_table
 from gha_core.cameras import Camera
+from gha_core.compositing import over_white
 from gha_core.errors import ArtifactError
 from gha_core.pose import HeadPose
 from gha_core.splits import Part, Splits, positions
@@ -91,6 +92,8 @@ class Dataset:
         columns = [name for name in schemas.FRAMES.names if name != "image"]
         frames = read_table(ingest / "frames.parquet", schemas.FRAMES, columns).to_pylist()
         self._images = _Blobs(ingest / "frames.parquet", schemas.FRAMES, "image")
+        backgrounds = read_rows(ingest / "backgrounds.parquet", schemas.BACKGROUNDS)
+        self._plates = {row["camera"]: decode_image(row["image"]) for row in backgrounds}
         self._mattes = (
             _Blobs(matting / "alpha.parquet", schemas.ALPHA, "alpha") if matting else None
         )
@@ -136,6 +139,10 @@ class Dataset:
         if self._mattes is None:
             raise ArtifactError("This dataset was opened without mattes.")
         return decode_matte(self._mattes[view.key])
+
+    def over_white(self, view: View) -> Image:
+        """[H, W, 3] uint8: the person alone over white, what a perfect avatar would render."""
+        return over_white(self.image(view), self.alpha(view), self._plates.get(view.camera))
 
     def inside(self, view: View) -> NDArray[np.bool_]:
         """[H, W], False where the stored frame shows padding beyond the photo's edge."""

@@ -33,6 +33,7 @@ from tasks.stage import Inputs, StageParams
 LINEAGE = (
     ("ingest", "frames.parquet"),
     ("ingest", "cameras.parquet"),
+    ("ingest", "backgrounds.parquet"),
     ("matting", "alpha.parquet"),
     ("tracking", "identity.safetensors"),
     ("tracking", "tracking.parquet"),

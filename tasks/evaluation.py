@@ -38,7 +38,6 @@ from gha_core.evaluation.scoring import (
     evenly,
     score_views,
     summarise,
-    truth_image,
 )
 from gha_core.landmarks import FaceMeshDetector
 from gha_core.progress import track
@@ -102,7 +101,7 @@ def _protocol(
     return {
         "resolution": ", ".join(sizes),
         "crop": "as stored by ingest; pixels beyond the photo's edge are not scored",
-        "background": "white, both images composited by the matting stage's alpha",
+        "background": "white; the photo's own background is taken out by the matting stage's alpha",
         "regions": (
             "full image; head = matte inside the hull of the tracked head without neck, scalp "
             f"widened {HAIR_MARGIN}x; mouth and eyes = hulls of lips and lids + {FEATURE_MARGIN} "
@@ -176,7 +175,7 @@ def _write_video(avatar: Avatar, dataset: Dataset, most: int, path: Path) -> byt
     def frames() -> Iterator[Image]:
         for view in views:
             image, _ = avatar.render(dataset.cameras[view.camera], *view.motion)
-            yield np.concatenate([truth_image(dataset, view), image], axis=1)
+            yield np.concatenate([dataset.over_white(view), image], axis=1)
 
     times = [view.time for view in views]
     step = float(np.median(np.diff(times))) if len(times) > 1 else 0.04

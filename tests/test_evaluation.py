@@ -9,7 +9,7 @@ import pytest
 from scipy.spatial.transform import Rotation
 
 from gha_core.cameras import Camera, look_at
-from gha_core.evaluation.metrics import composite, keypoint_distance, masked_mean, psnr, ssim_map
+from gha_core.evaluation.metrics import keypoint_distance, masked_mean, psnr, ssim_map
 from gha_core.evaluation.optional_metrics import optional_metrics
 from gha_core.evaluation.regions import TrackedFace, region_masks
 from gha_core.evaluation.report import Report, error_map, line_plot, render_report
@@ -82,10 +82,7 @@ def test_ssim_is_one_for_equal_images_and_falls_where_they_differ() -> None:
     assert masked_mean(values, np.arange(64)[None].repeat(64, 0) > 40) < 0.2
 
 
-def test_composite_and_keypoints() -> None:
-    image = np.full((1, 3, 3), 55, np.uint8)
-    alpha = np.array([[0, 128, 255]], np.uint8)
-    assert composite(image, alpha)[0, :, 0].tolist() == [255, 155, 55]
+def test_keypoint_distance() -> None:
     points = np.zeros((5, 2), np.float32)
     assert keypoint_distance(points, points + np.float32([3, 4])) == pytest.approx(5)
 

@@ -108,10 +108,7 @@ class TrainingViews:
 
     def picture(self, view: View) -> tuple[Image, Image]:
         """[H, W, 3] uint8 on white, and the matte [H, W] uint8."""
-        image, alpha = self._dataset.image(view), self._dataset.alpha(view)
-        share = alpha[..., None].astype(np.float32) / 255
-        mixed = image * share + 255 * (1 - share)
-        return np.rint(mixed).astype(np.uint8), alpha
+        return self._dataset.over_white(view), self._dataset.alpha(view)
 
     def _decoded(self, view: View) -> _Decoded:
         key = view.key

@@ -41,10 +41,3 @@ def masked_mean(values: NDArray[np.float32], mask: Mask) -> float:
 def keypoint_distance(truth: NDArray[np.float32], image: NDArray[np.float32]) -> float:
     """Average keypoint distance (AKD) in pixels between [L, 2] detections of the same detector."""
     return float(np.linalg.norm(truth - image, axis=-1).mean())
-
-
-def composite(image: Image, alpha: Image, background: float = 255.0) -> Image:
-    """``image`` over a plain background by its 8-bit [H, W] matte."""
-    weight = alpha[..., None].astype(np.float32) / 255.0
-    mixed = image.astype(np.float32) * weight + background * (1.0 - weight)
-    return (mixed + 0.5).astype(np.uint8)

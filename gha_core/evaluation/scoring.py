@@ -14,7 +14,6 @@ from gha_core.artifacts.images import Image
 from gha_core.cameras import Camera
 from gha_core.dataset import Dataset, View
 from gha_core.evaluation.metrics import (
-    composite,
     keypoint_distance,
     masked_mean,
     psnr,
@@ -87,11 +86,6 @@ def evenly(items: Sequence[Any], most: int) -> list[Any]:
     return [items[int(index * len(items) / most)] for index in range(most)]
 
 
-def truth_image(dataset: Dataset, view: View) -> Image:
-    """The photo over white by its matte: what a perfect avatar would render."""
-    return composite(dataset.image(view), dataset.alpha(view))
-
-
 def mean_images(dataset: Dataset, most: int = 120) -> dict[str, Image]:
     """The mean training image over white, of each training camera and ("") of all of them.
 
@@ -101,7 +95,7 @@ def mean_images(dataset: Dataset, most: int = 120) -> dict[str, Image]:
     cameras = sorted({view.camera for view in dataset.train})
     for camera in cameras:
         views = [view for view in dataset.train if view.camera == camera]
-        images = [truth_image(dataset, v) for v in evenly(views, max(1, most // len(cameras)))]
+        images = [dataset.over_white(v) for v in evenly(views, max(1, most // len(cameras)))]
         sums[camera] = (np.sum(images, axis=0, dtype=np.float64), len(images))
     means = {name: (total / count).astype(np.uint8) for name, (total, count) in sums.items()}
     shapes = {total.shape for total, _ in sums.values()}
@@ -128,7 +122,7 @@ def score_views(
     for view in views:
         pose, expression = view.motion
         camera, alpha = dataset.cameras[view.camera], dataset.alpha(view)
-        truth = truth_image(dataset, view)
+        truth = dataset.over_white(view)
         image, _ = avatar.render(camera, pose, expression)
         frozen, _ = avatar.render(camera, pose, np.zeros_like(expression))
         masks = region_masks(face, camera, pose, expression, alpha)
