@@ -1,8 +1,8 @@
-"""A person over a plain background, without the background of the photo in the half-covered pixels.
+"""A person over a plain background, without the photo's own background in half-covered pixels.
 
-A photo is ``alpha * foreground + (1 - alpha) * background``. Weighting the photo itself by its matte
-would keep ``alpha * (1 - alpha)`` of the room in every edge and strand of hair: a rim that no avatar
-can learn from cameras that stand before different walls, and should not.
+A photo is ``alpha * foreground + (1 - alpha) * background``. Weighting it by its matte would keep
+``alpha * (1 - alpha)`` of the room in every edge and strand of hair: a rim of another colour in
+every camera, which no avatar can learn.
 """
 
 from __future__ import annotations
@@ -27,7 +27,8 @@ def over_white(image: Image, alpha: Image, plate: Image | None = None) -> Image:
         plate: [H, W, 3] the empty scene; with None, the colour in half-covered pixels is estimated
             from those nearby that are surely foreground or background.
     """
-    photo, share = image.astype(np.float32), alpha[..., None].astype(np.float32) / 255
+    photo = image.astype(np.float32)
+    share = alpha[..., None].astype(np.float32) / np.float32(255)
     if plate is None:
         light = share * _foreground(photo, share)
     else:
