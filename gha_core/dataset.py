@@ -7,26 +7,22 @@ Encoded bytes are read per timestep and decoded on demand, so memory does not gr
 
 from __future__ import annotations
 
-from collections import OrderedDict
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from gha_core.artifacts import schemas
+from gha_core.artifacts.blobs import Blobs, Key
 from gha_core.artifacts.images import Image, decode_image, decode_matte
-from gha_core.artifacts.tables import open_table, read_rows, read_table
+from gha_core.artifacts.tables import read_rows, read_table
 from gha_core.cameras import Camera
 from gha_core.compositing import over_white
 from gha_core.errors import ArtifactError
 from gha_core.pose import HeadPose
 from gha_core.splits import Part, Splits, positions
-
-Key = tuple[str, int, str]
 
 
 @dataclass(frozen=True)
@@ -91,12 +87,10 @@ class Dataset:
         self.cameras = {row["camera"]: Camera.from_row(row) for row in rows}
         columns = [name for name in schemas.FRAMES.names if name != "image"]
         frames = read_table(ingest / "frames.parquet", schemas.FRAMES, columns).to_pylist()
-        self._images = _Blobs(ingest / "frames.parquet", schemas.FRAMES, "image")
+        self._images = Blobs(ingest / "frames.parquet", schemas.FRAMES, "image")
         backgrounds = read_rows(ingest / "backgrounds.parquet", schemas.BACKGROUNDS)
         self._plates = {row["camera"]: decode_image(row["image"]) for row in backgrounds}
-        self._mattes = (
-            _Blobs(matting / "alpha.parquet", schemas.ALPHA, "alpha") if matting else None
-        )
+        self._mattes = Blobs(matting / "alpha.parquet", schemas.ALPHA, "alpha") if matting else None
         tracked: dict[tuple[str, int], dict[str, Any]] = {}
         if tracking:
             for row in read_rows(tracking / "tracking.parquet", schemas.TRACKING):
@@ -181,31 +175,3 @@ def _view(
         landmarks=landmarks,
         part=splits.part(row["sequence"], place, row["timestep"], row["camera"]),
     )
-
-
-class _Blobs:
-    """Random access to one binary column by view key, holding a few row groups at a time."""
-
-    def __init__(self, path: Path, schema: pa.Schema, column: str, groups: int = 16) -> None:
-        self._file: pq.ParquetFile = open_table(path, schema)
-        self._column, self._capacity = column, groups
-        self._groups: OrderedDict[int, pa.ChunkedArray] = OrderedDict()
-        self._places: dict[Key, tuple[int, int]] = {}
-        for group in range(self._file.num_row_groups):
-            keys = self._file.read_row_group(group, columns=["sequence", "timestep", "camera"])
-            for index, row in enumerate(keys.to_pylist()):
-                self._places[row["sequence"], row["timestep"], row["camera"]] = (group, index)
-
-    def __contains__(self, key: Key) -> bool:
-        return key in self._places
-
-    def __getitem__(self, key: Key) -> bytes:
-        group, index = self._places[key]
-        if group not in self._groups:
-            table = self._file.read_row_group(group, columns=[self._column])
-            self._groups[group] = table.column(0)
-            if len(self._groups) > self._capacity:
-                self._groups.popitem(last=False)
-        else:
-            self._groups.move_to_end(group)
-        return self._groups[group][index].as_py()

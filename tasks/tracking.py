@@ -22,6 +22,7 @@ from plyfile import PlyData, PlyElement
 from pydantic import Field
 
 from gha_core.artifacts import schemas
+from gha_core.artifacts.blobs import Blobs
 from gha_core.artifacts.contact_sheet import contact_sheet
 from gha_core.artifacts.images import Image, decode_image, encode_jpeg
 from gha_core.artifacts.stage_folder import write_json
@@ -31,6 +32,7 @@ from gha_core.cameras import Camera
 from gha_core.errors import StageError
 from gha_core.faces import FaceModel, head_model
 from gha_core.fitting import Observations, Settings, Track, track_head
+from gha_core.fitting.appearance import Photos
 from gha_core.fitting.overlay import draw_overlay
 from gha_core.fitting.tracked_points import tracked_points
 from gha_core.landmarks import LANDMARKS
@@ -67,6 +69,9 @@ class Params(StageParams):
         Settings.identity_timesteps, ge=1, description="most timesteps that teach the identity"
     )
     iterations: int = Field(Settings.iterations, ge=1, le=200, description="most steps per fit")
+    photometric: bool = Field(
+        True, description="after the landmarks, move the head to where its photos look alike"
+    )
     max_residual: float = Field(
         Settings.max_residual,
         gt=0,
@@ -96,7 +101,8 @@ def run(inputs: Inputs, params: Params, out: Path) -> None:
     began = time.monotonic()
     seen = _read(inputs, params)
     model = head_model()
-    track = track_head(model, seen.observations, params.settings())
+    photos = _photos(inputs, seen) if params.photometric else None
+    track = track_head(model, seen.observations, params.settings(), photos)
     rejects = dict(seen.rejects)
     for index in np.flatnonzero(track.failed):
         frame = seen.frames[index]
@@ -269,6 +275,19 @@ class _Head:
         vertices = self.neutral + torch.tensordot(expression, self.model.expression_basis, dims=1)
         pose = HeadPose(self.track.rotation[index], self.track.translation[index], self.track.scale)
         return pose.to_world(vertices.numpy())
+
+
+def _photos(inputs: Inputs, seen: _Seen) -> Photos:
+    """The pictures of a timestep by camera, both as indices into the observations."""
+    blobs = Blobs(inputs["ingest"] / "frames.parquet", schemas.FRAMES, "image")
+
+    def photos(index: int) -> dict[int, Image]:
+        keys = {
+            c: (*seen.frames[index], each.name) for c, each in enumerate(seen.observations.cameras)
+        }
+        return {c: decode_image(blobs[key]) for c, key in keys.items() if key in blobs}
+
+    return photos
 
 
 def _preview(inputs: Inputs, seen: _Seen, head: _Head, kept: NDArray[np.int64]) -> Image:

@@ -5,21 +5,27 @@
    sparsity prior, so that what never moves is taken for identity.
 3. With identity and scale fixed: poses and expressions of each sequence, smooth in time. Training
    timesteps do not see test timesteps; those are then fitted with their neighbours' help.
+4. With photos: poses and expressions at which the skin looks the same in all timesteps
+   (:mod:`gha_core.fitting.appearance`); how it looks is learned from training timesteps.
 
-All steps are Levenberg-Marquardt on robust residuals in head lengths.
+Steps 2 and 3 are Levenberg-Marquardt on robust residuals in head lengths.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
+from gha_core.cameras import Camera
 from gha_core.errors import StageError, locate
 from gha_core.faces import FaceModel
+from gha_core.faces.portrait import vertex_normals
 from gha_core.fitting import rotations
+from gha_core.fitting.appearance import Motion, Photos, Skin, align
 from gha_core.fitting.initial_pose import InitialPose, initial_pose
 from gha_core.fitting.observations import LandmarkModel, Observations
 from gha_core.fitting.residuals import (
@@ -95,8 +101,12 @@ def track_head(
     model: FaceModel,
     observations: Observations,
     settings: Settings | None = None,
+    photos: Photos | None = None,
 ) -> Track:
     """Fit ``model`` to all timesteps of ``observations``, each with at least one view.
+
+    ``photos`` are those of the observations' timesteps and cameras; with None, landmarks alone say
+    where the head is.
 
     With one camera the scale cannot be seen and stays that of the mean person.
 
@@ -132,6 +142,9 @@ def track_head(
     held_out = np.flatnonzero(~observations.is_train)
     if len(held_out):
         state = _with_held_out(fitter, state, known, observations, references, model)
+    if photos is not None:
+        teachers = known[few].tolist()
+        state = _aligned(state, model, observations.cameras, photos, teachers)
     return _result(state, landmarks, observations, settings)
 
 
@@ -160,6 +173,33 @@ def _with_held_out(
         test = np.flatnonzero(~observations.is_train[mine])
         state = _scatter(state, mine[test], _select(fitted, test))
     return state
+
+
+def _aligned(
+    state: State,
+    model: FaceModel,
+    cameras: Sequence[Camera],
+    photos: Photos,
+    teachers: Sequence[int],
+) -> State:
+    """The state with poses and expressions that agree with the photos."""
+    face = model.regions["face"].numpy()
+    identity = torch.from_numpy(state.identity).float()
+    neutral = model.mean + torch.tensordot(identity, model.identity_basis, dims=1)
+    vertices = neutral.double().numpy()
+    skin = Skin(
+        vertices[face],
+        vertex_normals(vertices, model.faces.numpy())[face],
+        np.ascontiguousarray(model.expression_basis.double().numpy()[:, face].transpose(1, 2, 0)),
+    )
+    motion = Motion(state.matrices, state.translation, state.expression, state.scale)
+    found = align(motion, skin, cameras, photos, teachers)
+    return replace(
+        state,
+        rotation=rotations.logarithm(found.matrices @ state.reference.swapaxes(-1, -2)),
+        translation=found.translation,
+        expression=found.expression,
+    )
 
 
 class _Fitter:

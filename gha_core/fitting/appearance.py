@@ -1,0 +1,259 @@
+"""Poses and expressions from what the skin looks like, where landmarks err together.
+
+A detector's points slide with the view and the expression: all of them a little, the same way for
+seconds on end, and the fitted head nods along. Freckles, brows and nostrils do not slide. So each
+camera learns how every point of the face looks, as a mean over training timesteps, and each
+timestep's head is moved to where its photos look like that; in rounds, from coarse to fine.
+
+Points that look different from one timestep to the next (lids, lips) have little say. An error that
+all timesteps share cannot be seen this way; there the landmarks have the word.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from functools import partial
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+from gha_core.artifacts.images import Image
+from gha_core.cameras import Camera
+from gha_core.fitting import rotations
+from gha_core.progress import track
+
+Floats = NDArray[np.float64]
+Bools = NDArray[np.bool_]
+Photos = Callable[[int], Mapping[int, Image]]
+"""Timestep -> camera -> [H, W, 3] uint8; both are indices. Called from several threads."""
+
+_BLURS = 2.0, 1.4, 1.0, 1.0  # px, of the rounds; landmarks are a pixel or two off
+_SHADING = 5.0  # what is this much wider than the blur may be light, and is left out
+_HEAD = 160.0  # px; larger heads are shrunk to it
+_STEPS = 2  # Gauss-Newton steps of a timestep in a round
+_FACING = 0.35  # cosine between normal and ray from which on a point is seen well
+# Standard deviations of what landmarks leave to do: rad, head lengths, of a coefficient.
+_TURN, _MOVE, _EXPRESSION = 0.03, 0.03, 0.08
+_NOISE = 0.01  # of the photos' range: least standard deviation of how a point looks
+_ROBUST = 3.0  # standard deviations beyond which a point counts as covered
+_INDEPENDENT = 0.1  # points err together; this share of them counts as independent
+_LEAST = 3  # timesteps that a camera must have seen a point in
+
+
+@dataclass(frozen=True)
+class Skin:
+    """Points of the face in head space.
+
+    Attributes:
+        neutral: [N, 3]; normals: [N, 3] unit; moves: [N, 3, E] displacement at full expression.
+    """
+
+    neutral: Floats
+    normals: Floats
+    moves: Floats
+
+
+@dataclass(frozen=True)
+class Motion:
+    """What the head does: matrices [T, 3, 3] head to world, translation [T, 3] m, expression
+    [T, E]; scale: metres per unit of head space."""
+
+    matrices: Floats
+    translation: Floats
+    expression: Floats
+    scale: float
+
+
+def align(
+    motion: Motion,
+    skin: Skin,
+    cameras: Sequence[Camera],
+    photos: Photos,
+    teachers: Sequence[int],
+) -> Motion:
+    """The motion at which all photos of a camera look alike on the skin.
+
+    Args:
+        motion: from landmarks; the result stays near to it.
+        cameras: those that training may use.
+        teachers: the training timesteps that say how the skin looks.
+    """
+    aligner = _Aligner(motion, skin, cameras)
+    looks: dict[float, _Look] = {}
+    known = None
+    others = sorted(set(range(len(motion.expression))) - set(teachers))
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        for blur in _BLURS:
+            taught = partial(aligner.taught, photos, known, blur)
+            rounds = track(pool.map(taught, teachers), "learning the skin's looks", len(teachers))
+            known = looks[blur] = _Look.of(blur, rounds)
+        improved = partial(aligner.improved, photos, list(looks.values()))
+        for _ in track(pool.map(improved, others), "aligning the photos", len(others)):
+            pass
+    return aligner.motion
+
+
+@dataclass(frozen=True)
+class _Look:
+    """How the points look to the cameras in photos that are blurred by ``blur``.
+
+    Attributes:
+        mean: [C, N]; weight: [C, N] 1 / variance, 0 where unknown.
+    """
+
+    blur: float
+    mean: Floats
+    weight: Floats
+
+    @staticmethod
+    def of(blur: float, samples: Iterable[tuple[Bools, Floats]]) -> _Look:
+        """From visibility and values [C, N] of every timestep."""
+        sums = sum(np.stack([seen, seen * value, seen * value**2]) for seen, value in samples)
+        count, total, squares = np.asarray(sums)
+        mean = total / np.maximum(count, 1)
+        variance = np.maximum(squares / np.maximum(count, 1) - mean**2, 0) + _NOISE**2
+        return _Look(blur, mean, np.where(count >= _LEAST, 1 / variance, 0))
+
+
+class _Aligner:
+    """A motion that can be improved one timestep at a time, several of them side by side."""
+
+    def __init__(self, motion: Motion, skin: Skin, cameras: Sequence[Camera]) -> None:
+        self._start, self._skin, self._cameras = motion, skin, cameras
+        self._centre = skin.neutral.mean(0)
+        self.motion = replace(
+            motion,
+            matrices=motion.matrices.copy(),
+            translation=motion.translation.copy(),
+            expression=motion.expression.copy(),
+        )
+        self._precision = np.concatenate(
+            [
+                np.repeat([1 / _TURN**2, 1 / _MOVE**2], 3),
+                np.full(motion.expression.shape[1], 1 / _EXPRESSION**2),
+            ]
+        )
+        self._small = [self._shrunk(camera) for camera in cameras]
+
+    def taught(
+        self, photos: Photos, known: _Look | None, blur: float, t: int
+    ) -> tuple[Bools, Floats]:
+        """Improve timestep ``t``, if there is a look to compare with, and say how the points look
+        to the cameras then: visibility and values [C, N]."""
+        pictures = photos(t)
+        if known:
+            self._improve(t, pictures, known)
+        seen = np.zeros((len(self._cameras), len(self._skin.neutral)), bool)
+        value = np.zeros(seen.shape)
+        for c, picture in pictures.items():
+            found = self._project(t, c)
+            seen[c] = found.visible
+            value[c] = _lookup(self._band(c, picture, blur), found.pixels)
+        return seen, value
+
+    def improved(self, photos: Photos, looks: Sequence[_Look], t: int) -> None:
+        """Improve timestep ``t`` by one look after the other."""
+        pictures = photos(t)
+        for look in looks:
+            self._improve(t, pictures, look)
+
+    def _improve(self, t: int, pictures: Mapping[int, Image], look: _Look) -> None:
+        """Gauss-Newton on pose and expression of timestep ``t``."""
+        bands = {c: self._band(c, picture, look.blur) for c, picture in pictures.items()}
+        for _ in range(_STEPS):
+            H, g = np.diag(self._precision), self._precision * self._moved(t)
+            arms = self._points(t) - self._centre
+            for c, band in bands.items():
+                found = self._project(t, c)
+                use = np.flatnonzero(found.visible & (look.weight[c] > 0))
+                error = _lookup(band, found.pixels[use]) - look.mean[c, use]
+                weight = look.weight[c, use]
+                weight = _INDEPENDENT * weight / (1 + weight * (error / _ROBUST) ** 2) ** 2
+                # A point is at R (exp(turn) arm + centre + shift): derivatives in head space.
+                shift = _slope(band, found.pixels[use])[:, None] @ found.by_point[use]
+                moves = (shift @ self._skin.moves[use])[:, 0]
+                J = np.concatenate([np.cross(arms[use], shift[:, 0]), shift[:, 0], moves], axis=1)
+                H += (J * weight[:, None]).T @ J
+                g += (J * weight[:, None]).T @ error
+            self._move(t, np.linalg.solve(H, -g).astype(float))
+
+    def _points(self, t: int) -> Floats:
+        return self._skin.neutral + self._skin.moves @ self.motion.expression[t]
+
+    def _moved(self, t: int) -> Floats:
+        """[6 + E] turn and shift of the face, and change of its expression, from the landmarks'."""
+        start, now = self._start, self.motion
+        before, matrix = start.matrices[t], now.matrices[t]
+        shift = (now.translation[t] - start.translation[t]) / now.scale
+        shift = matrix.T @ (shift + (matrix - before) @ self._centre)
+        turn = rotations.logarithm(before.T @ matrix)
+        return np.concatenate([turn, shift, now.expression[t] - start.expression[t]])
+
+    def _move(self, t: int, step: Floats) -> None:
+        now, turn = self.motion, rotations.exponential(step[:3])
+        matrix = now.matrices[t]
+        shift = self._centre - turn @ self._centre + step[3:6]
+        now.translation[t] += now.scale * matrix @ shift
+        now.matrices[t] = matrix @ turn
+        now.expression[t] = np.clip(now.expression[t] + step[6:], 0, 1)
+
+    def _project(self, t: int, c: int) -> _Projection:
+        now, camera = self.motion, self._small[c]
+        matrix = now.matrices[t]
+        world = now.scale * self._points(t) @ matrix.T + now.translation[t]
+        rays = world - camera.centre
+        facing = -((rays @ matrix) * self._skin.normals).sum(1) / np.linalg.norm(rays, axis=1)
+        local = world @ camera.w2c[:3, :3].T + camera.w2c[:3, 3]
+        depth = np.maximum(local[:, 2], 1e-6)
+        plane = local[:, :2] / depth[:, None]
+        pixels = plane @ camera.K[:2, :2].T + camera.K[:2, 2]
+        inside = ((pixels > 2) & (pixels < (camera.width - 2, camera.height - 2))).all(1)
+        turned = camera.w2c[:3, :3] @ matrix * now.scale
+        across = (turned[None, :2] - plane[:, :, None] * turned[2]) / depth[:, None, None]
+        return _Projection(
+            (facing > _FACING) & inside & (local[:, 2] > 0), pixels, camera.K[:2, :2] @ across
+        )
+
+    def _shrunk(self, camera: Camera) -> Camera:
+        """The camera of pictures in which the head is no larger than need be."""
+        depth = (self._start.translation @ camera.w2c[2, :3] + camera.w2c[2, 3]).clip(1e-3)
+        factor = min(1.0, _HEAD * float(np.median(depth)) / (camera.K[0, 0] * self._start.scale))
+        return camera.resized(*(max(8, round(n * factor)) for n in (camera.width, camera.height)))
+
+    def _band(self, c: int, picture: Image, blur: float) -> NDArray[np.float32]:
+        """[H, W] luma 0..1 without noise and without shading, undistorted and shrunk."""
+        full, small = self._cameras[c], self._small[c]
+        luma = cv2.cvtColor(picture, cv2.COLOR_RGB2GRAY)
+        if np.any(full.distortion):
+            luma = cv2.undistort(luma, full.K, full.distortion)
+        luma = cv2.resize(luma / 255, (small.width, small.height), interpolation=cv2.INTER_AREA)
+        fine, coarse = (cv2.GaussianBlur(luma, (0, 0), b) for b in (blur, _SHADING * blur))
+        return np.asarray(fine - coarse, np.float32)
+
+
+@dataclass(frozen=True)
+class _Projection:
+    """The points in one camera: visible [N], pixels [N, 2] and their derivatives by the point's
+    place in head space by_point [N, 2, 3]."""
+
+    visible: Bools
+    pixels: Floats
+    by_point: Floats
+
+
+def _lookup(band: NDArray[np.float32], pixels: Floats) -> Floats:
+    """[N] values at [N, 2] pixels, interpolated."""
+    # OpenCV's coordinates are 0 at the centre of the first pixel; it takes lines of 2^15 places.
+    x, y = (pixels - 0.5).astype(np.float32).T[..., None]
+    found = cv2.remap(band, x, y, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE)
+    return np.asarray(found, float).ravel()
+
+
+def _slope(band: NDArray[np.float32], pixels: Floats) -> Floats:
+    """[N, 2] derivatives by x and y."""
+    half = np.eye(2) / 2
+    return np.stack([_lookup(band, pixels + h) - _lookup(band, pixels - h) for h in half], 1)
