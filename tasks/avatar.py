@@ -83,6 +83,9 @@ class Params(StageParams):
     features: int = Field(32, ge=1, le=128, description="per Gaussian, read by the networks")
     width: int = Field(64, ge=8, le=1024, description="of the hidden layers")
     super_resolution_width: int = Field(16, ge=4, le=256, description="of its hidden layers")
+    sharp: bool = Field(
+        True, description="draw colours at full size, too; the papers enlarge those of half size"
+    )
     reach: tuple[float, float] = Field(
         (0.15, 0.25),
         description="distances from the landmarks (head lengths) within which only the expression "
@@ -130,6 +133,7 @@ def run(inputs: Inputs, params: Params, out: Path) -> None:
             weights=Weights(**params.weights.model_dump()),
             final_rate=params.final_rate,
             crop=params.crop,
+            sharp=params.sharp,
             checkpoint_seconds=params.checkpoint_seconds,
         ),
         inputs.work,
@@ -138,7 +142,7 @@ def run(inputs: Inputs, params: Params, out: Path) -> None:
     licences = {"face model": face.licence}
     if perceptual is not None:
         licences[PerceptualDistance.NAME] = PerceptualDistance.LICENCE
-    avatar = Avatar(head, super_resolution, face.expression_names, lineage, licences)
+    avatar = Avatar(head, super_resolution, params.sharp, face.expression_names, lineage, licences)
     avatar.save(out)
     rows = [{"step": step, "term": term, "value": value} for step, term, value in history]
     write_table(out / "history.parquet", schemas.HISTORY, rows)

@@ -10,7 +10,7 @@ import signal
 import subprocess
 import sys
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from unittest import mock
 
@@ -36,6 +36,7 @@ from gha_core.avatar.initialise import (
     principal_features,
     sample_triangles,
 )
+from gha_core.avatar.rendering import render_colours
 from gha_core.avatar.samples import TrainingViews
 from gha_core.avatar.super_resolution import MARGIN, SCALE, SuperResolution
 from gha_core.cameras import Camera, look_at
@@ -43,6 +44,7 @@ from gha_core.dataset import Dataset
 from gha_core.errors import ArtifactError, StageError
 from gha_core.mesh_rasterisation import rasterize
 from gha_core.pose import HeadPose
+from gha_core.splatting import rasterize_gaussians
 from gha_core.splits import Splits
 from tasks import avatar as stage
 from tasks.stage import Inputs
@@ -174,6 +176,7 @@ def _make_subject(folder: Path) -> None:
     write_table(folder / "ingest/frames.parquet", schemas.FRAMES, frames)
     rows = [camera.row("ball") for camera in cameras.values()]
     write_table(folder / "ingest/cameras.parquet", schemas.CAMERAS, rows)
+    write_table(folder / "ingest/backgrounds.parquet", schemas.BACKGROUNDS, [])
     write_table(folder / "matting/alpha.parquet", schemas.ALPHA, alphas)
     write_table(folder / "tracking/tracking.parquet", schemas.TRACKING, tracked)
     identity = {
@@ -447,6 +450,39 @@ def test_super_resolution_starts_as_enlargement_and_draws_parts_as_in_the_whole(
         whole = network(padded)
         part = network(padded[..., 3 : 3 + 6 + 2 * MARGIN, 5 : 5 + 7 + 2 * MARGIN])
     torch.testing.assert_close(part, whole[..., 6:18, 10:24], atol=1e-5, rtol=1e-4)
+
+
+def test_a_sharp_avatar_starts_as_its_gaussians_at_full_size(trained: Path) -> None:
+    avatar = replace(Avatar.load(trained), super_resolution=SuperResolution(8, 8), sharp=True)
+    camera, (pose, expression) = _cameras()["left"], _motion("held", 1)
+    drawn, matte = avatar.render(camera, pose, expression)
+    with torch.no_grad():
+        rotation = quaternions.from_rotvec(torch.tensor(pose.rotation).float())
+        still = avatar.head(torch.from_numpy(expression), avatar.head.condition(pose))
+        world = still.moved(rotation, torch.tensor(pose.translation).float(), pose.scale)
+        splat = rasterize_gaussians(
+            world.means, world.quaternions, world.scales, world.opacities, world.channels[:, :3],
+            torch.from_numpy(camera.K).float(), torch.from_numpy(camera.w2c).float(),
+            camera.width, camera.height, torch.ones(3),
+        )  # fmt: skip
+    expected = splat.features.clamp(0, 1).numpy() * 255
+    assert np.abs(drawn - expected).max() < 1.5
+    assert np.abs(matte - splat.alpha.numpy() * 255).max() < 1
+    soft, _ = replace(avatar, sharp=False).render(camera, pose, expression)
+    assert np.abs(soft.astype(int) - drawn).max() > 10
+
+
+@pytest.mark.parametrize("corner", [(0, 0), (6, 20)])
+def test_a_part_drawn_at_full_size_is_as_in_the_whole(corner: tuple[int, int]) -> None:
+    head = _random_head(torch.ones(2))
+    camera = _cameras()["left"]
+    K, w2c = (torch.from_numpy(m).float()[None] for m in (camera.K, camera.w2c))
+    with torch.no_grad():
+        gaussians = head(torch.zeros(3), torch.zeros(6))
+        whole, _ = render_colours(gaussians, K, w2c, [(0, 0)], SIZE, SIZE)
+        part, _ = render_colours(gaussians, K, w2c, [corner], 16, 24)
+    top, left = corner
+    torch.testing.assert_close(part, whole[..., top : top + 24, left : left + 16])
 
 
 # Training ----------------------------------------------------------------------------------------

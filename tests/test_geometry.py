@@ -541,6 +541,7 @@ def write_artifacts(folder: Path, face: TrackedFace, frames: list[TrainingFrame]
             mattes.append(row | {"alpha": encode_png(view.matte)})
     cameras = [view.camera.row("egg") for view in frames[0].views]
     write_table(folder / "ingest" / "cameras.parquet", schemas.CAMERAS, cameras)
+    write_table(folder / "ingest" / "backgrounds.parquet", schemas.BACKGROUNDS, [])
     write_table(folder / "ingest" / "frames.parquet", schemas.FRAMES, pictures)
     write_table(folder / "matting" / "alpha.parquet", schemas.ALPHA, mattes)
     write_table(folder / "tracking" / "tracking.parquet", schemas.TRACKING, tracked)

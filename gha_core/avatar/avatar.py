@@ -17,7 +17,7 @@ from gha_core.artifacts.images import Image
 from gha_core.artifacts.stage_folder import read_json, write_json
 from gha_core.avatar import quaternions
 from gha_core.avatar.head import GaussianHead, HeadConfig
-from gha_core.avatar.rendering import render_features
+from gha_core.avatar.rendering import render_colours, render_features
 from gha_core.avatar.super_resolution import SCALE, SuperResolution
 from gha_core.cameras import Camera
 from gha_core.errors import ArtifactError
@@ -33,6 +33,7 @@ class Avatar:
 
     Attributes:
         head, super_resolution: the trained model.
+        sharp: whether colours are drawn at full size (see :mod:`gha_core.avatar.rendering`).
         expression_names: what the coefficients mean, in order; empty if tracking did not say.
         lineage: file -> SHA-256 of what it was trained from; licences: asset -> licence of the
             models that had a part in it.
@@ -40,6 +41,7 @@ class Avatar:
 
     head: GaussianHead
     super_resolution: SuperResolution
+    sharp: bool
     expression_names: tuple[str, ...]
     lineage: Mapping[str, str]
     licences: Mapping[str, str]
@@ -63,19 +65,21 @@ class Avatar:
         world = gaussians.moved(rotation, translation, pose.scale)
         # An odd size is rendered one pixel larger and cut.
         width, height = -(-camera.width // SCALE), -(-camera.height // SCALE)
-        image = render_features(
-            world,
-            torch.from_numpy(camera.K).float()[None],
-            torch.from_numpy(camera.w2c).float()[None],
-            width,
-            height,
-        )
-        alpha = torch.nn.functional.interpolate(
-            image.alpha, scale_factor=SCALE, mode="bilinear", align_corners=False
-        )
+        K = torch.from_numpy(camera.K).float()[None]
+        w2c = torch.from_numpy(camera.w2c).float()[None]
+        image = render_features(world, K, w2c, width, height)
+        if self.sharp:
+            size = SCALE * width, SCALE * height
+            colour, alpha = render_colours(world, K, w2c, [(0, 0)], *size)
+        else:
+            colour = None
+            alpha = torch.nn.functional.interpolate(
+                image.alpha, scale_factor=SCALE, mode="bilinear", align_corners=False
+            )
+        drawn = self.super_resolution(image.whole, colour)[0].permute(1, 2, 0)
         picture, matte = (
             (values.clamp(0, 1) * 255).round().to(torch.uint8).numpy()
-            for values in (self.super_resolution(image.whole)[0].permute(1, 2, 0), alpha[0, 0])
+            for values in (drawn, alpha[0, 0])
         )
         window = (slice(0, camera.height), slice(0, camera.width))
         return np.ascontiguousarray(picture[window]), np.ascontiguousarray(matte[window])
@@ -94,6 +98,7 @@ class Avatar:
                 **asdict(self.head.config),
                 "super_resolution_width": self.super_resolution.coarse.out_channels,
                 "super_resolution_scale": SCALE,
+                "sharp": self.sharp,
             },
             "expression_names": list(self.expression_names),
             "lineage": dict(self.lineage),
@@ -123,6 +128,7 @@ class Avatar:
         avatar = Avatar(
             head,
             upsampler,
+            config["sharp"],
             tuple(description["expression_names"]),
             description["lineage"],
             description["licences"],

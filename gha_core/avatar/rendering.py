@@ -1,4 +1,8 @@
-"""Gaussians to pictures: splat features at half size, then the super-resolution network."""
+"""Gaussians to pictures: splat features at half size, then the super-resolution network.
+
+What is finer than a feature pixel the network could only guess. Where the avatar is ``sharp``, the
+Gaussians' colours are splatted at full size, too, and the network adds to those.
+"""
 
 from __future__ import annotations
 
@@ -65,3 +69,29 @@ def render_features(
         gaussians.channels, half, w2c, width + 2 * MARGIN, height + 2 * MARGIN, background,
     )  # fmt: skip
     return FeatureImage(splat.features, splat.alpha[:, None, MARGIN:-MARGIN, MARGIN:-MARGIN])
+
+
+def render_colours(
+    gaussians: Gaussians,
+    K: Tensor,
+    w2c: Tensor,
+    corners: list[tuple[int, int]],
+    width: int,
+    height: int,
+) -> tuple[Tensor, Tensor]:
+    """Splat the Gaussians' first three channels at full size.
+
+    Args:
+        corners: the part of each of the B pictures that is drawn: its upper row and left column.
+        width, height: of the part, px.
+
+    Returns:
+        [B, 3, height, width] over white, not clamped, and alpha [B, 1, height, width].
+    """
+    shifted = K.clone()
+    shifted[:, :2, 2] -= torch.tensor([[left, top] for top, left in corners])
+    splat = rasterize_gaussians(
+        gaussians.means, gaussians.quaternions, gaussians.scales, gaussians.opacities,
+        gaussians.channels[:, :3], shifted, w2c, width, height, torch.ones(3),
+    )  # fmt: skip
+    return splat.features.permute(0, 3, 1, 2), splat.alpha[:, None]

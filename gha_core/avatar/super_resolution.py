@@ -17,8 +17,8 @@ _EDGE = 2e-3
 class SuperResolution(nn.Module):
     """Conv block, bilinear x2, conv block, 1x1 conv, sigmoid.
 
-    The first three channels are a small picture already (they are supervised as one); the network
-    adds to the logit of their enlargement and so starts out as a plain bilinear one.
+    The first three channels are a picture already (they are supervised as one). The network adds to
+    its logit, and so starts out by showing the Gaussians as they are.
 
     Args:
         channels: of the feature image.
@@ -33,16 +33,23 @@ class SuperResolution(nn.Module):
         for parameter in self.out.parameters():
             nn.init.zeros_(parameter)
 
-    def forward(self, features: Tensor) -> Tensor:
+    def forward(self, features: Tensor, colour: Tensor | None = None) -> Tensor:
         """[B, C, h + 2 MARGIN, w + 2 MARGIN] to [B, 3, 2h, 2w] sRGB in 0..1.
 
-        Fastest on CPUs if the channels are last in memory.
+        Args:
+            features: fastest on CPUs if the channels are last in memory.
+            colour: [B, 3, 2h, 2w] the first three channels drawn at full size; with None, theirs of
+                ``features`` are enlarged, as in the papers.
         """
         x = _enlarged(torch.relu(self.coarse(features)))
         x = self.out(torch.relu(self.fine(x)))[..., 1:-1, 1:-1]
-        picture = torch.logit(features[:, :3, 1:-1, 1:-1].clamp(_EDGE, 1 - _EDGE))
+        if colour is None:
+            small = torch.logit(features[:, :3, 1:-1, 1:-1].clamp(_EDGE, 1 - _EDGE))
+            picture = _enlarged(small)[..., 2:-2, 2:-2]
+        else:
+            picture = torch.logit(colour.clamp(_EDGE, 1 - _EDGE))
         # The loss reads planes; handing it channels-last views made it twice as slow.
-        return torch.sigmoid(x + _enlarged(picture)[..., 2:-2, 2:-2]).contiguous()
+        return torch.sigmoid(x + picture).contiguous()
 
 
 def _enlarged(x: Tensor) -> Tensor:

@@ -22,7 +22,7 @@ from gha_core.avatar.checkpoint import (
     write_checkpoint,
 )
 from gha_core.avatar.head import GaussianHead, Gaussians
-from gha_core.avatar.rendering import FeatureImage, render_features
+from gha_core.avatar.rendering import FeatureImage, render_colours, render_features
 from gha_core.avatar.samples import Batch, Frame, TrainingViews
 from gha_core.avatar.super_resolution import SCALE, SuperResolution
 from gha_core.errors import StageError, locate
@@ -71,6 +71,7 @@ class TrainingConfig:
         final_rate: the learning rates fall exponentially to this share.
         crop: side of the part of each picture that is drawn at full size, px; the half-size
             picture is always whole.
+        sharp: whether colours are drawn at full size (see :mod:`gha_core.avatar.rendering`).
         checkpoint_seconds: time between checkpoints; it does not change the result.
     """
 
@@ -80,6 +81,7 @@ class TrainingConfig:
     weights: Weights
     final_rate: float
     crop: int
+    sharp: bool
     checkpoint_seconds: float
 
 
@@ -154,8 +156,9 @@ def train(
         """Draw one view and compare; gradients down to the Gaussians in the world."""
         leaves = {name: tensor.detach().requires_grad_() for name, tensor in vars(world).items()}
         size = views.width // SCALE, views.height // SCALE
-        image = render_features(Gaussians(**leaves), batch.K, batch.w2c, *size)
-        close = _close_up(image, batch, config.crop, super_resolution)
+        gaussians = Gaussians(**leaves)
+        image = render_features(gaussians, batch.K, batch.w2c, *size)
+        close = _close_up(gaussians, image, batch, config, super_resolution)
         # The costly term in every other step, in turns at half and at full size.
         kind = None if step % 2 else KINDS[(step // 2 + place) % 2]
         terms = loss_terms(image, close, batch, perceptual, kind)
@@ -270,14 +273,18 @@ class CloseUp:
 
 
 def _close_up(
-    image: FeatureImage, batch: Batch, side: int, super_resolution: SuperResolution
+    gaussians: Gaussians,
+    image: FeatureImage,
+    batch: Batch,
+    config: TrainingConfig,
+    super_resolution: SuperResolution,
 ) -> CloseUp:
-    """The ``side`` x ``side`` px about the focus of each view, as far as the picture reaches.
+    """The ``config.crop`` px about the focus of each view, as far as the picture reaches.
 
     Most of a step's time goes into full-size pixels, and a quarter of them teaches nearly as much.
     """
     height, width = (length // SCALE for length in batch.truth.shape[-2:])
-    tall, wide = min(side // SCALE, height), min(side // SCALE, width)
+    tall, wide = min(config.crop // SCALE, height), min(config.crop // SCALE, width)
     corners = []
     for x, y in batch.focus:
         top = min(max(round(y / SCALE - tall / 2), 0), height - tall)
@@ -291,7 +298,12 @@ def _close_up(
         ]
         return torch.stack(windows)
 
-    picture = super_resolution(image.window(corners, tall, wide))
+    colour = None
+    if config.sharp:
+        places = [(SCALE * top, SCALE * left) for top, left in corners]
+        size = SCALE * wide, SCALE * tall
+        colour, _ = render_colours(gaussians, batch.K, batch.w2c, places, *size)
+    picture = super_resolution(image.window(corners, tall, wide), colour)
     return CloseUp(picture, part(batch.truth).float() / 255, part(batch.weight))
 
 
