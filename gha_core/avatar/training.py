@@ -25,7 +25,7 @@ from gha_core.avatar.head import GaussianHead, Gaussians
 from gha_core.avatar.rendering import FeatureImage, render_features
 from gha_core.avatar.samples import Batch, Frame, TrainingViews
 from gha_core.avatar.super_resolution import SCALE, SuperResolution
-from gha_core.errors import StageError, locate
+from gha_core.errors import NotFiniteError, StageError, locate
 from gha_core.losses import PerceptualDistance, l1, soft_iou, structural_dissimilarity
 from gha_core.progress import track
 
@@ -154,7 +154,12 @@ def train(
         """Draw one view and compare; gradients down to the Gaussians in the world."""
         leaves = {name: tensor.detach().requires_grad_() for name, tensor in vars(world).items()}
         size = views.width // SCALE, views.height // SCALE
-        image = render_features(Gaussians(**leaves), batch.K, batch.w2c, *size)
+        try:
+            image = render_features(Gaussians(**leaves), batch.K, batch.w2c, *size)
+        except NotFiniteError:
+            _check_finite(modules.named_parameters(), step, frame)
+            _check_finite(leaves.items(), step, frame)
+            raise
         close = _close_up(image, batch, config.crop, super_resolution)
         # The costly term in every other step, in turns at half and at full size.
         kind = None if step % 2 else KINDS[(step // 2 + place) % 2]
