@@ -102,7 +102,7 @@ class Gaussians:
             rotation: [4] unit quaternion; translation: [3] m; scale: m per head length.
         """
         means = scale * (self.means @ quaternions.to_matrix(rotation).T) + translation
-        turned = quaternions.multiply(rotation, self.quaternions)
+        turned = quaternions.turn(rotation, self.quaternions)
         return Gaussians(means, turned, scale * self.scales, self.opacities, self.channels)
 
 
@@ -211,24 +211,22 @@ class GaussianHead(nn.Module):
         if self.config.pose_shading:
             shading = self.colour_pose(self.features, turning)
             weight = self.weight[by_expression, None]
-            lit = shading[by_expression] + weight * colour
-            colour = torch.cat([lit, shading[self.config.expression_gaussians :]])
+            lit, rest = shading.split([len(colour), len(shading) - len(colour)])
+            colour = torch.cat([torch.addcmul(lit, weight, colour), rest])
         else:
             colour = self._blend(colour, self.colour_pose(far, turning))
-        # Most coefficients are zero at any moment, and the bases are large.
-        active = expression.nonzero()[:, 0]
-        shift = torch.tensordot(expression[active], self.shift[active], 1)
-        turn = torch.tensordot(expression[active], self.turn[active], 1)
+        shift = torch.tensordot(expression, self.shift, 1)
+        turn = torch.tensordot(expression, self.turn, 1)
         position, stay = self._left_behind(self.positions + shift, pose)
         turn = turn + stay
-        log_scales = self.log_scales + attributes[:, :3]
+        stretch, bend, veil = attributes.split([3, 4, 1], -1)
         return Gaussians(
             means=position + DEFORMATION_SCALE * deformation,
             quaternions=quaternions.multiply(
-                quaternions.from_rotvec(turn), self.quaternions + attributes[:, 3:7]
+                quaternions.from_rotvec(turn), self.quaternions + bend
             ),
-            scales=log_scales.exp().clamp(SMALLEST, LARGEST),
-            opacities=torch.sigmoid(self.opacities + attributes[:, 7]),
+            scales=(self.log_scales + stretch).exp().clamp(SMALLEST, LARGEST),
+            opacities=torch.sigmoid(self.opacities + veil[:, 0]),
             channels=self.colours + colour,
         )
 
@@ -244,9 +242,10 @@ class GaussianHead(nn.Module):
         """λ-blend of what the expression says about the first Gaussians and the pose about the
         last ones; where λ is 0 or 1 the network that has no say was not asked."""
         near, far = self.config.face_gaussians, self.config.expression_gaussians
-        weight = self.weight[near:far, None]
-        between = weight * by_expression[near:] + (1 - weight) * by_pose[: far - near]
-        return torch.cat([by_expression[:near], between, by_pose[far - near :]])
+        face, left = by_expression.split([near, far - near])
+        right, rest = by_pose.split([far - near, len(by_pose) - (far - near)])
+        between = torch.lerp(right, left, self.weight[near:far, None])
+        return torch.cat([face, between, rest])
 
 
 def mean_pose(poses: list[HeadPose]) -> HeadPose:
