@@ -194,6 +194,26 @@ class GaussianHead(nn.Module):
         Args:
             expression: [E] coefficients; pose: [6] of :meth:`condition`.
         """
+        deformation, attributes, colour = self.dynamics(expression, pose)
+        shift = torch.tensordot(expression, self.shift, 1)
+        turn = torch.tensordot(expression, self.turn, 1)
+        position, stay = self._left_behind(self.positions + shift, pose)
+        turn = turn + stay
+        stretch, bend, veil = attributes.split([3, 4, 1], -1)
+        return Gaussians(
+            means=position + DEFORMATION_SCALE * deformation,
+            quaternions=quaternions.multiply(
+                quaternions.from_rotvec(turn), self.quaternions + bend
+            ),
+            scales=(self.log_scales + stretch).exp().clamp(SMALLEST, LARGEST),
+            opacities=torch.sigmoid(self.opacities + veil[:, 0]),
+            channels=self.colours + colour,
+        )
+
+    def dynamics(self, expression: Tensor, pose: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """What the networks add to the neutral Gaussians, from the arguments of :meth:`forward`:
+        displacement [N, 3] in units of ``DEFORMATION_SCALE``, attributes [N, 8], channels [N, C].
+        """
         seen = expression.clamp(self.expression_range[0], self.expression_range[1])
         turning = positional_encoding(pose.clamp(self.pose_range[0], self.pose_range[1]))
         by_expression = slice(0, self.config.expression_gaussians)
@@ -215,20 +235,7 @@ class GaussianHead(nn.Module):
             colour = torch.cat([torch.addcmul(lit, weight, colour), rest])
         else:
             colour = self._blend(colour, self.colour_pose(far, turning))
-        shift = torch.tensordot(expression, self.shift, 1)
-        turn = torch.tensordot(expression, self.turn, 1)
-        position, stay = self._left_behind(self.positions + shift, pose)
-        turn = turn + stay
-        stretch, bend, veil = attributes.split([3, 4, 1], -1)
-        return Gaussians(
-            means=position + DEFORMATION_SCALE * deformation,
-            quaternions=quaternions.multiply(
-                quaternions.from_rotvec(turn), self.quaternions + bend
-            ),
-            scales=(self.log_scales + stretch).exp().clamp(SMALLEST, LARGEST),
-            opacities=torch.sigmoid(self.opacities + veil[:, 0]),
-            channels=self.colours + colour,
-        )
+        return deformation, attributes, colour
 
     def _left_behind(self, points: Tensor, pose: Tensor) -> tuple[Tensor, Tensor]:
         """Undo the head's movement as far as each Gaussian belongs to the torso: the moved points,
