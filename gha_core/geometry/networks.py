@@ -93,7 +93,8 @@ class ConditionedMLP(nn.Module):
 
     def _hidden(self, layers: list[nn.Linear], points: Tensor, condition: Tensor | None) -> Tensor:
         first, *others = layers
-        weight, bias = first.weight[:, : self.point_size], first.bias
+        weight = first.weight[:, : self.point_size]
+        bias: Tensor = first.bias
         if condition is not None:
             # One bias for all points, instead of a sum over the rows of a large tensor.
             bias = nn.functional.linear(condition, first.weight[:, self.point_size :], bias)
