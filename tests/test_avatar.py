@@ -175,6 +175,7 @@ def _make_subject(folder: Path) -> None:
     write_table(folder / "ingest/frames.parquet", schemas.FRAMES, frames)
     rows = [camera.row("ball") for camera in cameras.values()]
     write_table(folder / "ingest/cameras.parquet", schemas.CAMERAS, rows)
+    write_table(folder / "ingest/backgrounds.parquet", schemas.BACKGROUNDS, [])
     write_table(folder / "matting/alpha.parquet", schemas.ALPHA, alphas)
     write_table(folder / "tracking/tracking.parquet", schemas.TRACKING, tracked)
     identity = {
