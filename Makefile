@@ -2,7 +2,7 @@
 # Everything goes into .venv and ./data; nothing but a package registry is needed.
 PYTHON ?= python3
 BIN := .venv/bin
-NATIVE := CMakeLists.txt $(wildcard gha_core/*/kernel.cpp gha_core/native/*)
+NATIVE := CMakeLists.txt $(wildcard gha_core/*/*.cpp gha_core/native/*)
 
 .PHONY: install demo test lint clean
 install: .venv/.assets

@@ -24,6 +24,10 @@ class ParameterError(GhaError):
     """A parameter is unknown, of the wrong type, or out of range."""
 
 
+class NotFiniteError(ParameterError):
+    """A tensor holds NaN or infinity; the text names it and where."""
+
+
 class AssetError(GhaError):
     """A model file is missing, cannot be fetched, or is not the file that was pinned."""
 

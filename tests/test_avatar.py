@@ -42,6 +42,7 @@ from gha_core.avatar.super_resolution import MARGIN, SCALE, SuperResolution
 from gha_core.cameras import Camera, look_at
 from gha_core.dataset import Dataset
 from gha_core.errors import ArtifactError, StageError
+from gha_core.geometry.networks import ConditionedMLP, positional_encoding
 from gha_core.mesh_rasterisation import rasterize
 from gha_core.pose import HeadPose
 from gha_core.splatting import rasterize_gaussians
@@ -258,6 +259,12 @@ def test_multiplying_quaternions_multiplies_rotations(a: torch.Tensor, b: torch.
     )
 
 
+def test_turning_many_quaternions_is_multiplying_each() -> None:
+    random = torch.Generator().manual_seed(0)
+    one, many = torch.randn(4, generator=random), torch.randn(7, 4, generator=random)
+    torch.testing.assert_close(quaternions.turn(one, many), quaternions.multiply(one, many))
+
+
 @settings(deadline=None)
 @given(_vectors)
 def test_facing_turns_z_to_the_direction(direction: torch.Tensor) -> None:
@@ -382,6 +389,56 @@ def test_blend_is_linear_in_lambda() -> None:
         with torch.no_grad():
             results.append(head(expression, pose).channels)
     torch.testing.assert_close(results[1], (results[0] + results[2]) / 2, atol=1e-5, rtol=1e-4)
+
+
+def test_the_networks_are_the_plain_ones_of_all_points_and_all_inputs() -> None:
+    """What each Gaussian is spared (the condition's part of the first layer, networks that have no
+    say) changes neither values nor gradients."""
+    weight = torch.tensor([1.0] * 20 + [0.9, 0.6, 0.3] + [0.0] * 30)
+    head = _random_head(weight)
+    expression, pose = torch.tensor([0.9, 0.1, 1.0]), torch.tensor([0.5, -0.3, 0.2, 0.1, 0, 0])
+
+    def plain(net: ConditionedMLP, points: torch.Tensor, condition: torch.Tensor) -> torch.Tensor:
+        x = torch.cat([points, condition.expand(len(points), -1)], -1)
+        *hidden, last = net.layers
+        for layer in hidden:
+            x = torch.relu(layer(x))
+        return last(x)
+
+    def blend(by_expression: torch.Tensor, by_pose: torch.Tensor) -> torch.Tensor:
+        return weight[:, None] * by_expression + (1 - weight[:, None]) * by_pose
+
+    turning = positional_encoding(pose)
+    for shading in (False, True):
+        head.config = replace(head.config, pose_shading=shading)
+        found = head(expression, pose)
+        by_pose = plain(head.colour_pose, head.features, turning)
+        by_expression = plain(head.colour_expression, head.features, expression)
+        colour = by_pose + weight[:, None] * by_expression
+        if not shading:
+            colour = blend(by_expression, by_pose)
+        attributes = 0.2 * blend(
+            plain(head.attributes_expression, head.features, expression),
+            plain(head.attributes_pose, head.features, turning),
+        )
+        torch.testing.assert_close(found.channels, head.colours + colour)
+        torch.testing.assert_close(
+            found.opacities, torch.sigmoid(head.opacities + attributes[:, 7])
+        )
+        torch.testing.assert_close(
+            found.scales, (head.log_scales + attributes[:, :3]).exp().clamp(2e-4, 0.2)
+        )
+        own = list(head.colour_pose.parameters()) + list(head.attributes_expression.parameters())
+        own.append(head.features)
+        scalars = (
+            found.channels.square().sum() + found.opacities.sum(),
+            (head.colours + colour).square().sum()
+            + torch.sigmoid(head.opacities + attributes[:, 7]).sum(),
+        )
+        gradients, wanted = (torch.autograd.grad(scalar, own) for scalar in scalars)
+        for gradient, expected in zip(gradients, wanted, strict=True):
+            size = expected.abs().max().item()
+            torch.testing.assert_close(gradient, expected, atol=1e-5 * size, rtol=1e-4)
 
 
 def test_networks_do_not_answer_beyond_what_training_covered() -> None:

@@ -102,7 +102,7 @@ class Gaussians:
             rotation: [4] unit quaternion; translation: [3] m; scale: m per head length.
         """
         means = scale * (self.means @ quaternions.to_matrix(rotation).T) + translation
-        turned = quaternions.multiply(rotation, self.quaternions)
+        turned = quaternions.turn(rotation, self.quaternions)
         return Gaussians(means, turned, scale * self.scales, self.opacities, self.channels)
 
 
@@ -194,6 +194,26 @@ class GaussianHead(nn.Module):
         Args:
             expression: [E] coefficients; pose: [6] of :meth:`condition`.
         """
+        deformation, attributes, colour = self.dynamics(expression, pose)
+        shift = torch.tensordot(expression, self.shift, 1)
+        turn = torch.tensordot(expression, self.turn, 1)
+        position, stay = self._left_behind(self.positions + shift, pose)
+        turn = turn + stay
+        stretch, bend, veil = attributes.split([3, 4, 1], -1)
+        return Gaussians(
+            means=position + DEFORMATION_SCALE * deformation,
+            quaternions=quaternions.multiply(
+                quaternions.from_rotvec(turn), self.quaternions + bend
+            ),
+            scales=(self.log_scales + stretch).exp().clamp(SMALLEST, LARGEST),
+            opacities=torch.sigmoid(self.opacities + veil[:, 0]),
+            channels=self.colours + colour,
+        )
+
+    def dynamics(self, expression: Tensor, pose: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """What the networks add to the neutral Gaussians, from the arguments of :meth:`forward`:
+        displacement [N, 3] in units of ``DEFORMATION_SCALE``, attributes [N, 8], channels [N, C].
+        """
         seen = expression.clamp(self.expression_range[0], self.expression_range[1])
         turning = positional_encoding(pose.clamp(self.pose_range[0], self.pose_range[1]))
         by_expression = slice(0, self.config.expression_gaussians)
@@ -211,26 +231,11 @@ class GaussianHead(nn.Module):
         if self.config.pose_shading:
             shading = self.colour_pose(self.features, turning)
             weight = self.weight[by_expression, None]
-            lit = shading[by_expression] + weight * colour
-            colour = torch.cat([lit, shading[self.config.expression_gaussians :]])
+            lit, rest = shading.split([len(colour), len(shading) - len(colour)])
+            colour = torch.cat([torch.addcmul(lit, weight, colour), rest])
         else:
             colour = self._blend(colour, self.colour_pose(far, turning))
-        # Most coefficients are zero at any moment, and the bases are large.
-        active = expression.nonzero()[:, 0]
-        shift = torch.tensordot(expression[active], self.shift[active], 1)
-        turn = torch.tensordot(expression[active], self.turn[active], 1)
-        position, stay = self._left_behind(self.positions + shift, pose)
-        turn = turn + stay
-        log_scales = self.log_scales + attributes[:, :3]
-        return Gaussians(
-            means=position + DEFORMATION_SCALE * deformation,
-            quaternions=quaternions.multiply(
-                quaternions.from_rotvec(turn), self.quaternions + attributes[:, 3:7]
-            ),
-            scales=log_scales.exp().clamp(SMALLEST, LARGEST),
-            opacities=torch.sigmoid(self.opacities + attributes[:, 7]),
-            channels=self.colours + colour,
-        )
+        return deformation, attributes, colour
 
     def _left_behind(self, points: Tensor, pose: Tensor) -> tuple[Tensor, Tensor]:
         """Undo the head's movement as far as each Gaussian belongs to the torso: the moved points,
@@ -244,9 +249,10 @@ class GaussianHead(nn.Module):
         """λ-blend of what the expression says about the first Gaussians and the pose about the
         last ones; where λ is 0 or 1 the network that has no say was not asked."""
         near, far = self.config.face_gaussians, self.config.expression_gaussians
-        weight = self.weight[near:far, None]
-        between = weight * by_expression[near:] + (1 - weight) * by_pose[: far - near]
-        return torch.cat([by_expression[:near], between, by_pose[far - near :]])
+        face, left = by_expression.split([near, far - near])
+        right, rest = by_pose.split([far - near, len(by_pose) - (far - near)])
+        between = torch.lerp(right, left, self.weight[near:far, None])
+        return torch.cat([face, between, rest])
 
 
 def mean_pose(poses: list[HeadPose]) -> HeadPose:

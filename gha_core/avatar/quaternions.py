@@ -21,6 +21,14 @@ def multiply(a: Tensor, b: Tensor) -> Tensor:
     )
 
 
+def turn(rotation: Tensor, quaternions: Tensor) -> Tensor:
+    """[N, 4] ``quaternions`` followed by one and the same ``rotation`` [4]: :func:`multiply` as a
+    product of matrices, which is several times faster."""
+    w, x, y, z = rotation.unbind()
+    rows = [w, x, y, z, -x, w, z, -y, -y, -z, w, x, -z, y, -x, w]
+    return quaternions @ torch.stack(rows).reshape(4, 4)
+
+
 def from_rotvec(rotvec: Tensor) -> Tensor:
     """Axis-angle [..., 3] (rad) to unit quaternions [..., 4]; smooth at zero."""
     half = rotvec / 2

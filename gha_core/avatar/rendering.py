@@ -32,17 +32,19 @@ class FeatureImage:
     @property
     def colour(self) -> Tensor:
         """[B, 3, h, w] the first three channels: a small picture, not clamped."""
-        return self.padded[:, MARGIN:-MARGIN, MARGIN:-MARGIN, :3].permute(0, 3, 1, 2)
+        # Channels first: the gradient of every cut fills a tensor as large as what was cut.
+        planes = self.padded[..., :3]
+        return planes[:, MARGIN:-MARGIN, MARGIN:-MARGIN].permute(0, 3, 1, 2)
 
     def window(self, corners: list[tuple[int, int]], height: int, width: int) -> Tensor:
         """The part of each view whose upper left feature pixel is given (row, column), with its
         surroundings, as the super-resolution network wants it."""
         tall, wide = height + 2 * MARGIN, width + 2 * MARGIN
         parts = [
-            self.padded[index, top : top + tall, left : left + wide]
+            self.padded[index : index + 1, top : top + tall, left : left + wide]
             for index, (top, left) in enumerate(corners)
         ]
-        return torch.stack(parts).permute(0, 3, 1, 2)
+        return torch.cat(parts).permute(0, 3, 1, 2)
 
     @property
     def whole(self) -> Tensor:

@@ -7,6 +7,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import reduce
 from pathlib import Path
 from statistics import fmean
 
@@ -25,7 +26,7 @@ from gha_core.avatar.head import GaussianHead, Gaussians
 from gha_core.avatar.rendering import FeatureImage, render_colours, render_features
 from gha_core.avatar.samples import Batch, Frame, TrainingViews
 from gha_core.avatar.super_resolution import SCALE, SuperResolution
-from gha_core.errors import StageError, locate
+from gha_core.errors import NotFiniteError, StageError, locate
 from gha_core.losses import PerceptualDistance, l1, soft_iou, structural_dissimilarity
 from gha_core.progress import track
 
@@ -152,13 +153,21 @@ def train(
         rotation, translation = corrections.corrected(frame)
         return head_space.moved(rotation, translation, frame.pose.scale)
 
-    def draw(world: Gaussians, frame: Frame, batch: Batch, step: int, place: int) -> Lesson:
-        """Draw one view and compare; gradients down to the Gaussians in the world."""
+    def draw(
+        world: Gaussians, frame: Frame, batch: Batch, step: int, place: int, share: float
+    ) -> Lesson:
+        """Draw one view and compare; gradients of the loss times ``share``, down to the Gaussians
+        in the world."""
         leaves = {name: tensor.detach().requires_grad_() for name, tensor in vars(world).items()}
         size = views.width // SCALE, views.height // SCALE
         gaussians = Gaussians(**leaves)
-        image = render_features(gaussians, batch.K, batch.w2c, *size)
-        close = _close_up(gaussians, image, batch, config, super_resolution)
+        try:
+            image = render_features(gaussians, batch.K, batch.w2c, *size)
+            close = _close_up(gaussians, image, batch, config, super_resolution)
+        except NotFiniteError:
+            _check_finite(modules.named_parameters(), step, frame)
+            _check_finite(leaves.items(), step, frame)
+            raise
         # The costly term in every other step, in turns at half and at full size.
         kind = None if step % 2 else KINDS[(step // 2 + place) % 2]
         terms = loss_terms(image, close, batch, perceptual, kind)
@@ -171,7 +180,9 @@ def train(
             _check_finite(leaves.items(), step, frame)
             _check_finite(vars(image).items(), step, frame)
             _check_finite(terms.items(), step, frame)
-        gradients = torch.autograd.grad(loss, [*leaves.values(), *drawing], allow_unused=True)
+        gradients = torch.autograd.grad(
+            share * loss, [*leaves.values(), *drawing], allow_unused=True
+        )
         return Lesson({name: float(term.detach()) for name, term in terms.items()}, gradients)
 
     def learn(world: Gaussians, lessons: list[Lesson]) -> tuple[Tensor, ...]:
@@ -189,10 +200,11 @@ def train(
         samples = views.at_step(start, config.views) if steps else []
         for step in track(steps, "training avatar", config.steps, start):
             frames = [frame for frame, _ in samples]
+            share = 1 / sum(len(batches) for _, batches in samples)
             worlds = list(pool.map(move, frames))
             jobs = [
                 [
-                    pool.submit(draw, world, frame, view, step, place)
+                    pool.submit(draw, world, frame, view, step, place, share)
                     for place, view in enumerate(batches)
                 ]
                 for world, (frame, batches) in zip(worlds, samples, strict=True)
@@ -203,10 +215,10 @@ def train(
             learned = list(pool.map(learn, worlds, lessons))
             drawn = [lesson for of_frame in lessons for lesson in of_frame]
             for parameter, *gradients in zip(own, *learned, strict=True):
-                parameter.grad = _total(gradients) / len(drawn)
+                parameter.grad = _total(gradients)
             tails = [lesson.gradients[-len(drawing) :] for lesson in drawn]
             for parameter, *gradients in zip(drawing, *tails, strict=True):
-                parameter.grad = _total(gradients) / len(drawn)
+                parameter.grad = _total(gradients)
             for group, rate in zip(optimiser.param_groups, base, strict=True):
                 group["lr"] = rate * config.final_rate ** (step / config.steps)
             optimiser.step()
@@ -231,7 +243,7 @@ class Lesson:
 
 
 def _total(tensors: Sequence[Tensor]) -> Tensor:
-    return tensors[0] if len(tensors) == 1 else torch.stack(list(tensors)).sum(0)
+    return reduce(torch.add, tensors)
 
 
 @contextmanager

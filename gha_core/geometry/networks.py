@@ -93,13 +93,18 @@ class ConditionedMLP(nn.Module):
 
     def _hidden(self, layers: list[nn.Linear], points: Tensor, condition: Tensor | None) -> Tensor:
         first, *others = layers
-        x = nn.functional.linear(points, first.weight[:, : self.point_size], first.bias)
+        weight = first.weight[:, : self.point_size]
+        bias: Tensor = first.bias
         if condition is not None:
-            extra = nn.functional.linear(condition, first.weight[:, self.point_size :])
-            x = x + extra[..., None, :]
-        x = torch.relu(x)
+            # One bias for all points, instead of a sum over the rows of a large tensor.
+            bias = nn.functional.linear(condition, first.weight[:, self.point_size :], bias)
+        if bias.ndim == 1:
+            x = nn.functional.linear(points, weight, bias)
+        else:
+            x = nn.functional.linear(points, weight) + bias[..., None, :]
+        x = torch.relu_(x)
         for layer in others:
-            x = torch.relu(layer(x))
+            x = torch.relu_(layer(x))
         return x
 
 

@@ -1,8 +1,8 @@
 """Differentiable Gaussian splatting of features with any number of channels.
 
-projection.py  3D Gaussians -> 2D Gaussians (torch, shared by all backends)
-twin.py        compositing in plain PyTorch: the specification
-native.py      the same by kernel.cpp, on CPU cores
+projection.py  3D Gaussians -> 2D Gaussians in plain PyTorch: the specification
+twin.py        compositing them in plain PyTorch: the specification
+native.py      the same by projection.cpp and kernel.cpp, on CPU cores
 rasterise.py   the public function, and the choice of a backend
 """
 

@@ -10,9 +10,12 @@
 #include <cmath>
 #include <cstdint>
 #include <cstring>
+#include <exception>
 #include <memory>
 #include <numeric>
 #include <stdexcept>
+#include <string>
+#include <utility>
 #include <vector>
 
 namespace {
@@ -28,6 +31,7 @@ constexpr int PIXELS = TILE_WIDTH * TILE_HEIGHT;
 constexpr int LANES = 8;    // pixels of a row that are worked on at once
 constexpr int GEOMETRY = 7; // gradient entries beside the features: x y a b c opacity depth
 constexpr int AHEAD = 6;    // Gaussians whose data is asked for before they are needed
+constexpr int64_t MOST_ENTRIES = int64_t(1) << 31; // (tile, Gaussian) pairs of all views together
 
 // One visible Gaussian of a view.
 struct Gaussian {
@@ -101,10 +105,10 @@ std::vector<int> sorted_order(const std::vector<float> &keys) {
     return order;
 }
 
-void fill_view(View &view, const Bins &bins, const float *means2d, const float *conics,
-               const float *depths, const bool *visible, const float *opacities) {
-    std::vector<Gaussian> found;
-    std::vector<float> depth;
+// The Gaussians that touch a tile, in their own order; the number of entries this makes.
+int64_t find_gaussians(View &view, const Bins &bins, const float *means2d, const float *conics,
+                       const float *depths, const bool *visible, const float *opacities) {
+    int64_t entries = 0;
     for (int i = 0; i < bins.count; i++) {
         if (!visible[i]) continue;
         Gaussian g;
@@ -121,12 +125,19 @@ void fill_view(View &view, const Bins &bins, const float *means2d, const float *
         g.half_y = std::sqrt(g.limit * g.a / g.determinant) * 1.001f + 0.01f;
         const TileBox box = tiles_of(g, bins);
         if (box.left > box.right) continue;
-        found.push_back(g);
-        depth.push_back(depths[i]);
+        view.gaussians.push_back(g);
+        entries += int64_t(box.right - box.left + 1) * (box.bottom - box.top + 1);
     }
-    const std::vector<int> order = sorted_order(depth);
+    return entries;
+}
 
-    const size_t count = found.size(), tiles = size_t(bins.across) * bins.down;
+// Sort them and list them per tile.
+void fill_tiles(View &view, const Bins &bins) {
+    const size_t count = view.gaussians.size(), tiles = size_t(bins.across) * bins.down;
+    std::vector<float> depth(count);
+    for (size_t k = 0; k < count; k++) depth[k] = view.gaussians[k].depth;
+    const std::vector<int> order = sorted_order(depth);
+    const std::vector<Gaussian> found = std::move(view.gaussians);
     view.gaussians.resize(count);
     view.rank.assign(bins.count, -1);
     view.gaussian_begin.assign(count + 1, 0);
@@ -532,6 +543,21 @@ using Out2 = Array<float, nb::ndim<2>>;
 using Out3 = Array<float, nb::ndim<3>>;
 using Out4 = Array<float, nb::ndim<4>>;
 
+// Call f(0) ... f(count - 1). An exception (there is no memory) must not leave an OpenMP region.
+template <typename F> void in_parallel(int count, int threads, const F &f) {
+    std::exception_ptr failure;
+#pragma omp parallel for schedule(dynamic) num_threads(threads)
+    for (int i = 0; i < count; i++) {
+        try {
+            f(i);
+        } catch (...) {
+#pragma omp critical
+            failure = std::current_exception();
+        }
+    }
+    if (failure) std::rethrow_exception(failure);
+}
+
 Bins *splat_forward(In3 means2d, In3 conics, In2 depths, Array<const bool, nb::ndim<2>> visible,
                     In1 opacities, In2 features, In1 background, Out4 image, Out3 alpha,
                     Out3 depth, int threads) {
@@ -552,13 +578,18 @@ Bins *splat_forward(In3 means2d, In3 conics, In2 depths, Array<const bool, nb::n
     const size_t count = size_t(bins->count);
 
     nb::gil_scoped_release release;
+    std::vector<int64_t> entries(bins->views);
+    in_parallel(bins->views, threads, [&](int v) {
+        entries[v] = find_gaussians(bins->view[v], *bins, means2d.data() + v * count * 2,
+                                    conics.data() + v * count * 3, depths.data() + v * count,
+                                    visible.data() + v * count, opacities.data());
+    });
+    const int64_t total = std::accumulate(entries.begin(), entries.end(), int64_t(0));
+    if (total > MOST_ENTRIES)
+        throw std::length_error(std::to_string(total) + " intersections of Gaussians and tiles");
+    in_parallel(bins->views, threads, [&](int v) { fill_tiles(bins->view[v], *bins); });
 #pragma omp parallel num_threads(threads)
     {
-#pragma omp for schedule(dynamic)
-        for (int v = 0; v < bins->views; v++)
-            fill_view(bins->view[v], *bins, means2d.data() + v * count * 2,
-                      conics.data() + v * count * 3, depths.data() + v * count,
-                      visible.data() + v * count, opacities.data());
         Scratch scratch(scene.padded);
 #pragma omp for schedule(dynamic)
         for (int job = 0; job < jobs; job++)

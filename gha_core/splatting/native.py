@@ -1,5 +1,5 @@
-"""Compositing by the C++ kernel (kernel.cpp): the same image and gradients as the twin, in float32
-on the CPU, with the same bits whatever the number of threads."""
+"""Projection and compositing in C++ (projection.cpp, kernel.cpp): the same image and gradients as
+the twins, in float32 on the CPU, with the same bits whatever the number of threads."""
 
 from __future__ import annotations
 
@@ -9,18 +9,80 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from gha_core.errors import ParameterError
 from gha_core.splatting.projection import Projected
 
 try:
-    from gha_core._native import splat_backward, splat_forward
+    from gha_core._native import (
+        project_backward,
+        project_forward,
+        splat_backward,
+        splat_forward,
+    )
 except ImportError:  # installed without a C++ compiler
-    splat_backward = splat_forward = None
+    project_backward = project_forward = splat_backward = splat_forward = None
 
 Planes = tuple[Tensor, Tensor, Tensor]
 
 
 def available() -> bool:
     return splat_forward is not None
+
+
+def project(
+    means: Tensor,
+    quaternions: Tensor,
+    scales: Tensor,
+    opacities: Tensor,
+    K: Tensor,
+    w2c: Tensor,
+    width: int,
+    height: int,
+) -> Projected:
+    """As :func:`gha_core.splatting.projection.project`."""
+    return Projected(*_Project.apply(means, quaternions, scales, opacities, K, w2c, width, height))
+
+
+class _Project(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any,
+        means: Tensor,
+        quaternions: Tensor,
+        scales: Tensor,
+        opacities: Tensor,
+        K: Tensor,
+        w2c: Tensor,
+        width: int,
+        height: int,
+    ) -> tuple[Tensor, ...]:
+        inputs = [v.contiguous() for v in (means, quaternions, scales, opacities, K, w2c)]
+        views, count = len(K), len(means)
+        means2d, conics = means.new_empty(views, count, 2), means.new_empty(views, count, 3)
+        depths = means.new_empty(views, count)
+        visible = torch.empty(views, count, dtype=torch.bool)
+        outputs = (means2d, conics, depths, visible)
+        project_forward(*_arrays(*inputs), width, height, *_arrays(*outputs), _threads())
+        ctx.save_for_backward(*inputs, visible)
+        ctx.size = width, height
+        ctx.mark_non_differentiable(visible)
+        return outputs
+
+    @staticmethod
+    @once_differentiable
+    def backward(
+        ctx: Any, grad_means2d: Tensor, grad_conics: Tensor, grad_depths: Tensor, _: Tensor
+    ) -> tuple[Tensor | None, ...]:
+        *inputs, visible = ctx.saved_tensors
+        means, quaternions, scales, _, K, w2c = inputs
+        outputs = [torch.empty_like(v) for v in (means, quaternions, scales, K, w2c)]
+        project_backward(
+            *_arrays(*inputs), *ctx.size, *_arrays(visible),
+            *_arrays(*(g.contiguous() for g in (grad_means2d, grad_conics, grad_depths))),
+            *_arrays(*outputs), _threads(),
+        )  # fmt: skip
+        by_means, by_quaternions, by_scales, by_K, by_w2c = outputs
+        return by_means, by_quaternions, by_scales, None, by_K, by_w2c, None, None
 
 
 def composite(
@@ -61,9 +123,14 @@ class _Composite(torch.autograd.Function):
         image = means2d.new_empty(views, height, width, channels)
         alpha = means2d.new_empty(views, height, width)
         depth = means2d.new_empty(views, height, width)
-        ctx.bins = splat_forward(
-            *_arrays(*inputs), *_arrays(image, alpha, depth), torch.get_num_threads()
-        )
+        try:
+            ctx.bins = splat_forward(*_arrays(*inputs), *_arrays(image, alpha, depth), _threads())
+        except ValueError as error:
+            raise ParameterError(
+                f"Splatting {depths.shape[1]} Gaussians into {views} views of {width}x{height} px "
+                f"makes {error}; at most 2³¹ can be counted. Draw fewer views at a time, or fewer "
+                "or smaller Gaussians."
+            ) from None
         ctx.save_for_backward(*inputs, image, alpha, depth)
         return image, alpha, depth
 
@@ -80,12 +147,16 @@ class _Composite(torch.autograd.Function):
             *_arrays(features, image, alpha, depth),
             *_arrays(*(g.contiguous() for g in (grad_image, grad_alpha, grad_depth))),
             *_arrays(*outputs),
-            torch.get_num_threads(),
+            _threads(),
         )
         grad_background = None
         if ctx.needs_input_grad[5]:
             grad_background = torch.einsum("vhw,vhwc->c", 1 - alpha, grad_image)
         return (*outputs, grad_background, None, None, None)
+
+
+def _threads() -> int:
+    return torch.get_num_threads()
 
 
 def _arrays(*tensors: Tensor) -> list[Any]:

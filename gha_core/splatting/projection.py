@@ -1,4 +1,4 @@
-"""EWA projection of 3D Gaussians to the image: what every backend composites.
+"""EWA projection of 3D Gaussians to the image: the specification, in plain PyTorch.
 
 A Gaussian with covariance Σ = R diag(s)² Rᵀ becomes, to first order about its mean, the 2D Gaussian
 with covariance J W Σ Wᵀ Jᵀ, where W is the rotation world -> camera and J the Jacobian of the
@@ -48,7 +48,6 @@ def project(
     quaternions: Tensor,
     scales: Tensor,
     opacities: Tensor,
-    features: Tensor,
     K: Tensor,
     w2c: Tensor,
     width: int,
@@ -57,21 +56,20 @@ def project(
     """Project N Gaussians into V views.
 
     Culled (``visible`` False, gradient zero) are Gaussians that are nearer than ``NEAR``, whose
-    opacity is below ``MIN_ALPHA``, whose quaternion is zero, or that have a NaN, infinite or
-    absurdly large number in any of their parameters.
+    opacity is below ``MIN_ALPHA``, whose quaternion is zero, or that have an absurdly large number
+    (beyond ``_MAX_INPUT``) in any of their parameters.
 
     Args:
         means: [N, 3] world, m.
         quaternions: [N, 4] w-x-y-z, need not be of unit length.
         scales: [N, 3] standard deviations, m.
-        opacities: [N] 0..1.
-        features: [N, C], only looked at for numbers that are not finite.
+        opacities: [N] 0..1; decide only what is visible.
         K: [V, 3, 3] px. w2c: [V, 4, 4] OpenCV.
         width, height: image size, px.
     """
-    usable = _usable(means, quaternions, scales, opacities, features)
-    # torch.where (not a product) so that neither the values nor the gradients of the bad rows,
-    # which may be NaN, reach anything else.
+    usable = _usable(means, quaternions, scales, opacities)
+    # torch.where (not a product): what overflows in the bad rows and their gradients must not
+    # reach anything else.
     means = torch.where(usable[:, None], means, 0.0)
     scales = torch.where(usable[:, None], scales, 0.0)
     identity = quaternions.new_tensor([1.0, 0.0, 0.0, 0.0])
@@ -101,18 +99,17 @@ def project(
     axes = _scaled_axes(quaternions, scales)  # [3, 3, N]
     factor_u = (row_u[:, None] * axes[:, :, None]).sum(0)
     factor_v = (row_v[:, None] * axes[:, :, None]).sum(0)
-    uu = (factor_u * factor_u).sum(0)
-    uv = (factor_u * factor_v).sum(0)
-    vv = (factor_v * factor_v).sum(0)
-
-    bounded = (uu < _MAX_VARIANCE) & (vv < _MAX_VARIANCE)
+    uu, vv = (factor_u * factor_u).sum(0), (factor_v * factor_v).sum(0)
+    bounded = ((uu < _MAX_VARIANCE) & (vv < _MAX_VARIANCE)).detach()
+    factor_u = torch.where(bounded, factor_u, 0.0)
+    factor_v = torch.where(bounded, factor_v, 0.0)
     uu = torch.where(bounded, uu, 0.0) + DILATION
-    uv = torch.where(bounded, uv, 0.0)
     vv = torch.where(bounded, vv, 0.0) + DILATION
-    # The dilation bounds the determinant from below (by Cauchy-Schwarz); rounding does not respect
-    # that where a long needle's products cancel.
-    least = DILATION * (uu + vv - DILATION)
-    determinant = torch.maximum(uu * vv - uv * uv, least)
+    uv = (factor_u * factor_v).sum(0)
+    # uu vv - uv² by Lagrange's identity, as a sum: for a long needle that difference is nothing but
+    # rounding.
+    normal = torch.linalg.cross(factor_u, factor_v, dim=0)
+    determinant = DILATION * (uu + vv - DILATION) + (normal * normal).sum(0)
     conics = torch.stack([vv / determinant, -uv / determinant, uu / determinant], -1)
     in_range = means2d.detach().abs().amax(-1) < _MAX_INPUT
     means2d = torch.where(in_range[..., None], means2d, 0.0)
@@ -120,11 +117,10 @@ def project(
     return Projected(means2d, conics, depths, visible.detach())
 
 
-def _usable(*parameters: Tensor) -> Tensor:
+def _usable(means: Tensor, quaternions: Tensor, scales: Tensor, opacities: Tensor) -> Tensor:
     """[N] bool: every parameter of the Gaussian is a number of reasonable size."""
-    means, quaternions, *_ = parameters
     usable = torch.ones(len(means), dtype=torch.bool, device=means.device)
-    for value in parameters:
+    for value in (means, quaternions, scales, opacities):
         bounded = value.detach().abs() < _MAX_INPUT  # False for NaN
         usable &= bounded.all(-1) if bounded.ndim > 1 else bounded
     return usable & (quaternions.detach().abs().amax(-1) > 1e-12)

@@ -10,15 +10,25 @@ from functools import cache
 import torch
 from torch import Tensor
 
-from gha_core.errors import ParameterError
-from gha_core.splatting import native, twin
-from gha_core.splatting.projection import Projected, project
+from gha_core.errors import NotFiniteError, ParameterError
+from gha_core.splatting import native, projection, twin
+from gha_core.splatting.projection import Projected
 
+Project = Callable[[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, int, int], Projected]
 Composite = Callable[[Projected, Tensor, Tensor, Tensor, int, int], tuple[Tensor, Tensor, Tensor]]
 
-# A further backend is one more module with a `composite` of this signature, and a line here and in
-# `_choose`.
-BACKENDS: dict[str, Composite] = {"native": native.composite, "twin": twin.composite}
+
+@dataclass(frozen=True)
+class Backend:
+    project: Project
+    composite: Composite
+
+
+# A further backend is one more line here and in `_choose`.
+BACKENDS = {
+    "native": Backend(native.project, native.composite),
+    "twin": Backend(projection.project, twin.composite),
+}
 
 
 @dataclass(frozen=True)
@@ -52,9 +62,10 @@ def rasterize_gaussians(
 ) -> Splat:
     """Render N Gaussians into one or more views; differentiable in every tensor.
 
-    Degenerate Gaussians (NaN, infinite, nearer than 1 cm, behind the camera) are left out and get
-    zero gradient; no input gives NaN. The order of the Gaussians does not matter, except between
-    Gaussians of exactly equal depth, where the first is taken as nearer.
+    Gaussians that cannot be seen (nearer than 1 cm, behind the camera, opacity below 1 / 255, a
+    quaternion of zeros, or numbers beyond 1e6) are left out and get zero gradient. The order of the
+    Gaussians does not matter, except between Gaussians of exactly equal depth, where the first is
+    taken as nearer.
 
     Args:
         means: [N, 3] world, m.
@@ -71,31 +82,48 @@ def rasterize_gaussians(
             compiled extension.
 
     Raises:
-        ParameterError: unknown or unusable backend, or shapes that do not fit.
+        ParameterError: unknown or unusable backend, shapes that do not fit, or more than 2³¹
+            intersections of Gaussians and tiles.
+        NotFiniteError: NaN or infinity in a tensor; names it and the first such index.
     """
     _check(means, quaternions, scales, opacities, features, K, w2c, width, height, background)
-    composite = BACKENDS[_choose(backend, means)]
+    chosen = BACKENDS[_choose(backend, means)]
     if background is None:
         background = features.new_zeros(features.shape[1])
+    check_finite(
+        means=means, quaternions=quaternions, scales=scales, opacities=opacities,
+        features=features, K=K, w2c=w2c, background=background,
+    )  # fmt: skip
     views = torch.broadcast_shapes(K.shape[:-2], w2c.shape[:-2])
     K = K.expand(*views, 3, 3).reshape(-1, 3, 3)
     w2c = w2c.expand(*views, 4, 4).reshape(-1, 4, 4)
-    projected = project(means, quaternions, scales, opacities, features, K, w2c, width, height)
-    # Rows that are not finite are culled above; zeros keep 0 x NaN out of sums and gradients.
-    finite = torch.isfinite(features.detach()).all(-1) & torch.isfinite(opacities.detach())
-    image, alpha, depth = composite(
-        projected,
-        torch.where(finite, opacities, 0.0),
-        torch.where(finite[:, None], features, 0.0),
-        background,
-        width,
-        height,
+    projected = chosen.project(means, quaternions, scales, opacities, K, w2c, width, height)
+    image, alpha, depth = chosen.composite(
+        projected, opacities, features, background, width, height
     )
     return Splat(
         image.reshape(*views, height, width, -1),
         alpha.reshape(*views, height, width),
         depth.reshape(*views, height, width),
     )
+
+
+def check_finite(**tensors: Tensor) -> None:
+    """Raise NotFiniteError if a number of any tensor is NaN or infinite."""
+    # A sum is finite only if all terms are: one pass, and the culprit is looked for only then. (A
+    # sum can also overflow; then none is found.)
+    sums = [tensor.detach().sum() for tensor in tensors.values()]
+    if bool(torch.isfinite(torch.stack(sums)).all()):
+        return
+    for name, tensor in tensors.items():
+        bad = (~torch.isfinite(tensor.detach())).nonzero()
+        if len(bad):
+            index = tuple(bad[0].tolist())
+            raise NotFiniteError(
+                f"Splatting: {name}[{', '.join(map(str, index))}] is {tensor[index].item()}, and "
+                f"{len(bad)} of its {tensor.numel()} numbers are not finite. Correct what computed "
+                "them: NaN and infinity cannot be drawn."
+            )
 
 
 def _choose(backend: str, example: Tensor) -> str:

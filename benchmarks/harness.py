@@ -1,0 +1,166 @@
+"""What all timings share: the machine's own speed, turns taken, and the report.
+
+A case times `ours`, its `twin` and any peers on the same inputs. They take turns, so that a busy
+machine disturbs them alike, and the medians are reported. The floor is what the case's arithmetic
+and memory traffic alone would take at the speeds that this machine reached in the same run.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import statistics
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+
+Run = Callable[[], object]
+
+
+@dataclass(frozen=True)
+class Machine:
+    """Speeds of all threads together: multiplications and additions per second, bytes per second
+    read and written."""
+
+    arithmetic: float
+    memory: float
+
+    def floor(self, operations: float, moved: float) -> float:
+        """Milliseconds that so many float operations, or bytes if they take longer, must take."""
+        return 1e3 * max(operations / self.arithmetic, moved / self.memory)
+
+
+@dataclass(frozen=True)
+class Case:
+    """What is timed, and its floor.
+
+    Attributes:
+        operations: float multiplications and additions that cannot be avoided.
+        moved: bytes that must at least be read or written.
+        peers: other implementations, by name.
+    """
+
+    name: str
+    ours: Run
+    twin: Run
+    operations: float
+    moved: float
+    peers: dict[str, Run] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Options:
+    quick: bool
+    json: Path | None
+    repeats: int
+
+
+def options(description: str | None) -> Options:
+    """The command line; sets torch's number of threads."""
+    parser = argparse.ArgumentParser(
+        description=description, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--quick", action="store_true", help="small cases only, under 40 s")
+    parser.add_argument("--json", type=Path, help="also write the result to this file")
+    parser.add_argument("--threads", type=int, default=os.cpu_count())
+    chosen = parser.parse_args()
+    torch.set_num_threads(chosen.threads)
+    return Options(chosen.quick, chosen.json, 5 if chosen.quick else 15)
+
+
+def measure_machine() -> Machine:
+    """The best of some products of large matrices, and of some copies of large arrays."""
+    side, length = 1024, 1 << 25
+    a, b = torch.rand(side, side), torch.rand(side, side)
+    source, target = torch.rand(length), torch.empty(length)
+    product = min(_seconds(lambda: torch.mm(a, b)) for _ in range(10))
+    copy = min(_seconds(lambda: target.copy_(source)) for _ in range(5))
+    return Machine(2 * side**3 / product, 2 * 4 * length / copy)
+
+
+def run_cases(cases: list[Case], chosen: Options) -> None:
+    """Time the cases, print a table and write the JSON."""
+    machine = measure_machine()
+    patience = 6.0 if chosen.quick else 30.0
+    rows = []
+    for case in cases:
+        runs = {"ours": case.ours, "twin": case.twin, **case.peers}
+        times = take_turns(runs, chosen.repeats, patience)
+        rows.append(row(case.name, times, machine.floor(case.operations, case.moved)))
+    report(rows, machine, chosen)
+
+
+def take_turns(runs: dict[str, Run], repeats: int, patience: float) -> dict[str, list[float]]:
+    """Seconds of every run, after one to warm up.
+
+    Args:
+        patience: seconds after which a run gets no further turn, however few it had (but one).
+    """
+    spent = {name: _seconds(run) for name, run in runs.items()}
+    times: dict[str, list[float]] = {name: [] for name in runs}
+    for _ in range(repeats):
+        for name, run in runs.items():
+            if not times[name] or spent[name] < patience:
+                times[name].append(_seconds(run))
+                spent[name] += times[name][-1]
+    return times
+
+
+def row(name: str, times: dict[str, list[float]], floor: float) -> dict[str, Any]:
+    """A case's entry of the JSON, from the seconds of "ours", "twin" and peers; floor in ms."""
+    medians = {who: round(1e3 * statistics.median(values), 3) for who, values in times.items()}
+    return {
+        "name": name,
+        "ours_ms": medians.pop("ours"),
+        "twin_ms": medians.pop("twin"),
+        "peers": medians,
+        "floor_ms": round(floor, 3),
+        "quartiles_ms": {who: _quartiles(values) for who, values in times.items()},
+    }
+
+
+def report(rows: list[dict[str, Any]], machine: Machine, chosen: Options) -> None:
+    """Print the rows, and write them to the JSON file if one is wanted."""
+    print(
+        f"{torch.get_num_threads()} threads, {machine.arithmetic / 1e9:.0f} Gflop/s, "
+        f"{machine.memory / 1e9:.1f} GB/s; milliseconds, median (quartiles)"
+    )
+    for each in rows:
+        timings = {"ours": each["ours_ms"], "twin": each["twin_ms"], **each["peers"]}
+        print(f"{each['name']}")
+        for who, median in timings.items():
+            low, high = each["quartiles_ms"][who]
+            print(f"    {who:12}{median:12.2f}  ({low:.2f} .. {high:.2f})")
+        floor, ours, twin = each["floor_ms"], each["ours_ms"], each["twin_ms"]
+        print(f"    {'floor':12}{floor:12.2f}  ours is {twin / ours:.1f} x as fast as the twin, "
+              f"{ours / floor:.1f} x the floor")  # fmt: skip
+    if chosen.json:
+        result = {
+            "machine": {
+                "cores": os.cpu_count(),
+                "threads": torch.get_num_threads(),
+                "gflops": round(machine.arithmetic / 1e9, 1),
+                "gigabytes_per_second": round(machine.memory / 1e9, 2),
+                "torch": torch.__version__,
+            },
+            "cases": rows,
+        }
+        chosen.json.write_text(json.dumps(result, indent=2) + "\n")
+
+
+def _quartiles(values: list[float]) -> list[float]:
+    if len(values) == 1:
+        return [round(1e3 * values[0], 3)] * 2
+    low, _, high = statistics.quantiles(values, n=4, method="inclusive")
+    return [round(1e3 * low, 3), round(1e3 * high, 3)]
+
+
+def _seconds(run: Run) -> float:
+    start = time.perf_counter()
+    run()
+    return time.perf_counter() - start
