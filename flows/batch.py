@@ -10,6 +10,8 @@ from tasks.parameters import STAGES
 
 
 @flow(name="batch", flow_run_name="batch of {subjects}", persist_result=False)
-def batch_flow(subjects: list[str], until: str = STAGES[-1], jobs: int = 1) -> list[Result]:
+def batch_flow(
+    subjects: list[str], until: str = STAGES[-1], jobs: int = 1, keep_going: bool = True
+) -> list[Result]:
     """Make the stages of ``subjects`` fresh, up to ``until``; one that fails stops no other."""
-    return run_stages(needed(dvc_bridge.plan(subjects), until), jobs)
+    return run_stages(needed(dvc_bridge.plan(subjects), until), jobs, keep_going)

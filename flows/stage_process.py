@@ -11,17 +11,29 @@ import os
 import shlex
 import signal
 import sys
+import threading
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from subprocess import DEVNULL, STDOUT, Popen
-from typing import Literal
+from typing import BinaryIO, Literal
 
+from flows import tether
 from gha_core.errors import GhaError
 from gha_core.progress import REPORT_VARIABLE
-from tasks.__main__ import INTERRUPTED, PARENT_VARIABLE, THREADS_VARIABLE, TRY_AGAIN
+from tasks.__main__ import INTERRUPTED, THREADS_VARIABLE, TRY_AGAIN
 
 LOGS = Path("data", "logs")
+INTERRUPTION = "It was interrupted."
+_TETHER = (sys.executable, "-I", "-S", tether.__file__)
+
+# Of this process, because a signal (Ctrl-C) is too: the groups of its running stages, and whether
+# no more may start.
+_running: set[int] = set()
+_changing = threading.Lock()
+_stopped = threading.Event()
 
 
 class StageFailed(GhaError):
@@ -114,14 +126,7 @@ def run(name: str, command: str, threads: int) -> None:
     log.parent.mkdir(parents=True, exist_ok=True)
     progress.unlink(missing_ok=True)
     started = time.time()
-    with log.open("wb") as output:
-        process = Popen(
-            _arguments(command),
-            stdin=DEVNULL,
-            stdout=output,
-            stderr=STDOUT,
-            env=_environment(progress, threads),
-        )
+    with log.open("wb") as output, _started(command, progress, threads, output) as process:
         _write(name, Record("running", process.pid, started))
         _, status, usage = os.wait4(process.pid, 0)
     code = process.returncode = os.waitstatus_to_exitcode(status)
@@ -138,12 +143,45 @@ def run(name: str, command: str, threads: int) -> None:
         raise StageFailed(record.error, code in (TRY_AGAIN, -signal.SIGKILL))
 
 
-def stop_all() -> None:
-    """End every stage process that this one started."""
-    for path in LOGS.glob("*/*.json"):
-        record = read_record(f"{path.stem}@{path.parent.name}")
-        if record and record.state == "running" and _parent(record.process) == os.getpid():
-            os.kill(record.process, signal.SIGTERM)
+def stop(at_once: bool = False) -> None:
+    """End every stage process that this one started, and let no other start.
+
+    Args:
+        at_once: kill them; else they may put their things in order.
+    """
+    _stopped.set()
+    with _changing:
+        for group in _running:
+            with suppress(ProcessLookupError):
+                os.killpg(group, signal.SIGKILL if at_once else signal.SIGTERM)
+
+
+def stopped() -> bool:
+    """Whether ``stop`` was called."""
+    return _stopped.is_set()
+
+
+@contextmanager
+def _started(
+    command: str, progress: Path, threads: int, output: BinaryIO
+) -> Iterator[Popen[bytes]]:
+    with _changing:
+        if stopped():
+            raise StageFailed(INTERRUPTION)
+        process = Popen(
+            [*_TETHER, str(os.getpid()), *_arguments(command)],
+            stdin=DEVNULL,
+            stdout=output,
+            stderr=STDOUT,
+            env=_environment(progress, threads),
+            process_group=0,  # Ctrl-C in the terminal is the driver's affair
+        )
+        _running.add(process.pid)
+    try:
+        yield process
+    finally:
+        with _changing:
+            _running.remove(process.pid)
 
 
 def _arguments(command: str) -> list[str]:
@@ -156,7 +194,6 @@ def _environment(progress: Path, threads: int) -> dict[str, str]:
     return {
         **os.environ,
         REPORT_VARIABLE: str(progress.resolve()),
-        PARENT_VARIABLE: str(os.getpid()),
         THREADS_VARIABLE: str(threads),
         "OMP_NUM_THREADS": str(threads),
         "PYTHONUNBUFFERED": "1",
@@ -168,7 +205,7 @@ def _error(code: int, log: Path) -> str:
     if code == -signal.SIGKILL:
         return "It was killed, probably because memory ran out; try fewer --jobs."
     if code in (INTERRUPTED, -signal.SIGTERM, -signal.SIGINT):
-        return "It was interrupted."
+        return INTERRUPTION
     if code < 0:
         return f"It died of {signal.Signals(-code).name}."
     return lines[-1].removeprefix("error: ") if lines else f"It ended with status {code}."
@@ -194,11 +231,3 @@ def _alive(process: int) -> bool:
     except PermissionError:
         pass
     return True
-
-
-def _parent(process: int) -> int:
-    try:
-        fields = Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()
-        return int(fields[1])
-    except OSError:
-        return os.getpid()  # no /proc here: trust the record

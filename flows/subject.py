@@ -17,6 +17,8 @@ from flows.dvc_bridge import Outcome, Stage
 from flows.stage_process import StageFailed
 from tasks.parameters import STAGES
 
+NOT_STARTED = "the run was stopped before it"
+
 
 @dataclass(frozen=True)
 class Result:
@@ -28,9 +30,11 @@ class Result:
 
 
 @flow(name="subject", flow_run_name="{subject}", persist_result=False)
-def subject_flow(subject: str, until: str = STAGES[-1], jobs: int = 1) -> list[Result]:
+def subject_flow(
+    subject: str, until: str = STAGES[-1], jobs: int = 1, keep_going: bool = True
+) -> list[Result]:
     """Make the stages of one subject fresh, up to ``until``."""
-    return run_stages(needed(dvc_bridge.plan([subject]), until), jobs)
+    return run_stages(needed(dvc_bridge.plan([subject]), until), jobs, keep_going)
 
 
 def needed(stages: Sequence[Stage], until: str = STAGES[-1]) -> list[Stage]:
@@ -40,11 +44,12 @@ def needed(stages: Sequence[Stage], until: str = STAGES[-1]) -> list[Stage]:
     return [stage for stage in early if stage.reasons]
 
 
-def run_stages(stages: Sequence[Stage], jobs: int) -> list[Result]:
+def run_stages(stages: Sequence[Stage], jobs: int, keep_going: bool = True) -> list[Result]:
     """Make ``stages`` (upstream first) fresh inside a running flow, ``jobs`` at a time.
 
-    A failure stops only what follows it. ``dvc.lock`` is written whenever a subject is finished,
-    and at the end, also at an interrupted one.
+    A failure stops only what follows it; unless ``keep_going``, nothing starts after it.
+    ``dvc.lock`` is written whenever a subject is finished, and at the end, also at an interrupted
+    one.
     """
     waiting = {stage.name: stage for stage in stages}
     running: dict[str, PrefectFuture[Outcome]] = {}
@@ -53,12 +58,18 @@ def run_stages(stages: Sequence[Stage], jobs: int) -> list[Result]:
     threads = max(1, (os.cpu_count() or 1) // jobs)
     try:
         while waiting or running:
+            failed = any(result.how == "failed" for result in results.values())
+            if stage_process.stopped() or (failed and not keep_going):
+                results |= {name: Result(name, "skipped", NOT_STARTED) for name in waiting}
+                waiting.clear()
             for stage in list(waiting.values()):
                 blocking = [up for up in stage.upstream if up in results and results[up].error]
                 if blocking:
                     del waiting[stage.name]
                     results[stage.name] = Result(stage.name, "skipped", f"{blocking[0]} failed")
-                elif len(running) < jobs and not {*waiting, *running} & {*stage.upstream}:
+                elif len(running) < jobs and not any(
+                    up in waiting or up in running for up in stage.upstream
+                ):
                     del waiting[stage.name]
                     running[stage.name] = make_stage.submit(stage.name, threads)
             if running:

@@ -207,7 +207,7 @@ def test_an_altered_output_is_noticed_and_put_back(project: Path) -> None:
     good = altered.read_text()
     altered.unlink()
     altered.write_text("something else")
-    assert reasons()["shout@ann"] == ("output data/subjects/ann/shout was altered",)
+    assert reasons()["shout@ann"] == ("output data/subjects/ann/shout was altered (text)",)
     assert make() == []
     assert altered.read_text() == good
 
@@ -219,7 +219,7 @@ def test_a_capture_behind_a_link_is_followed(project: Path, tmp_path: Path) -> N
     Path("data/captures/ann").symlink_to(elsewhere)
     assert not any(reasons().values())
     (elsewhere / "text").write_text("bye ann ")
-    assert reasons()["read@ann"] == ("data/captures/ann changed",)
+    assert reasons()["read@ann"] == ("data/captures/ann changed (text)",)
 
 
 def test_a_failed_stage_leaves_everything_as_it_was(project: Path) -> None:
