@@ -14,8 +14,9 @@ from __future__ import annotations
 import fcntl
 import logging
 import threading
+import time
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from copy import deepcopy
 from dataclasses import dataclass
 from functools import lru_cache, partial, reduce
@@ -30,7 +31,9 @@ from dvc.dependency.param import MissingParamsError
 from dvc.dvcfile import ProjectFile
 from dvc.exceptions import DvcException
 from dvc.fs import localfs
+from dvc.lock import LockError
 from dvc.repo import Repo
+from dvc.rwlock import RWLockFileCorruptedError, RWLockFileFormatError, rwlock
 from dvc.stage import PipelineStage
 from dvc.stage.cache import _can_hash
 from dvc.stage.loader import StageLoader
@@ -123,6 +126,14 @@ def plan(subjects: Iterable[str] | None = None) -> list[Stage]:
         return sorted(planned.values(), key=lambda stage: order[stage.subject])
 
 
+def ancestors(stages: Mapping[str, Stage], name: str) -> list[str]:
+    """All stages that ``name`` depends on, near ones first."""
+    found = dict.fromkeys(stages[name].upstream)
+    for up in stages[name].upstream:
+        found |= dict.fromkeys(ancestors(stages, up))
+    return list(found)
+
+
 def execute(name: str, run: Callable[[str], None]) -> Outcome:
     """Make one stage fresh: nothing if it is, else restore it from the run cache, else run it.
 
@@ -135,7 +146,7 @@ def execute(name: str, run: Callable[[str], None]) -> Outcome:
     Raises:
         GhaError: an input is missing, or a parameter that dvc.yaml lists is.
     """
-    with _sentences(), turn(name), _repo() as repo:
+    with _sentences(), turn(name), _repo() as repo, _as_dvc_does(repo, name):
         entry = lock_file.read_one(name)
         if not _reasons(name, entry, _Workspace(repo)):
             return Outcome("fresh")
@@ -171,27 +182,29 @@ def accept(name: str) -> tuple[str, ...]:
     Raises:
         GhaError: more than code changed, or its outputs or what it reads are not fresh.
     """
+    subject = name.partition("@")[2]
     with _sentences(), turn(name), _repo() as repo:
-        entry = lock_file.read_one(name)
-        reasons = _reasons(name, entry, _Workspace(repo))
+        planned = {stage.name: stage for stage in plan([subject])}
+        reasons = planned[name].reasons
         definition = _definitions(_edition())[name]
         code = [path for path in _paths(definition, "deps") if not path.startswith("data/")]
         others = [r for r in reasons if not any(r.startswith(f"{path} changed") for path in code)]
+        others += [f"{up} is not fresh" for up in ancestors(planned, name) if planned[up].reasons]
         if others:
             raise ArtifactError(
                 f"{name} cannot be accepted: {'; '.join(others)}. Only an edit of code can, that "
-                f"changes no output; run it instead: gha run {name.partition('@')[2]}"
+                f"changes no output; run it instead: gha run {subject}"
             )
         if not reasons:
             return ()
-        stage = _load(repo, name, entry)
+        stage = _load(repo, name, lock_file.read_one(name))
         _read_inputs(stage)
         for out in stage.outs:
             out.save()
         repo.stage_cache.save(stage)
         with repo.lock:
             lock_file.update({name: dict(to_single_stage_lockfile(stage))})
-        return tuple(reasons)
+        return reasons
 
 
 def forget(names: Collection[str]) -> None:
@@ -241,6 +254,28 @@ def turn(name: str, wait: bool = True) -> Iterator[None]:
     folder.mkdir(parents=True, exist_ok=True)
     with (folder / f"{name}.lock").open("a") as file:
         fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+        yield
+
+
+@contextmanager
+def _as_dvc_does(repo: Repo, name: str) -> Iterator[None]:
+    """Hold a stage against a person's ``dvc repro``, in DVC's own way, and wait while that has it.
+
+    Theirs stops with "busy" where ours is at work; ours goes on when theirs has ended.
+    """
+    stage = _load(repo, name, None)
+    reads, writes = ([each.fs_path for each in some] for some in (stage.deps, stage.outs))
+    with ExitStack() as held:
+        while True:
+            lock = rwlock(repo.tmp_dir, repo.fs, f"gha {name}", reads, writes, hardlink=False)
+            try:
+                held.enter_context(lock)
+                break
+            except LockError:
+                time.sleep(0.2)
+            except (RWLockFileCorruptedError, RWLockFileFormatError):
+                # DVC writes it in place, and somebody was killed meanwhile.
+                Path(repo.tmp_dir, "rwlock").unlink(missing_ok=True)
         yield
 
 
@@ -510,6 +545,7 @@ __all__ = [
     "Outcome",
     "Stage",
     "accept",
+    "ancestors",
     "commit",
     "declared",
     "execute",

@@ -163,8 +163,8 @@ def _all_blocks(text: str) -> dict[str, str]:
 def _block(name: str, entry: Entry) -> str:
     yaml = YAML(typ="safe")  # in C: ten times as fast as the one that DVC writes with
     yaml.Representer = _Representer
-    yaml.default_flow_style = False
-    yaml.sort_base_mapping_type_on_output = False
+    yaml.default_flow_style = False  # type: ignore[assignment]
+    yaml.sort_base_mapping_type_on_output = False  # type: ignore[assignment]
     stream = io.StringIO()
     yaml.dump({name: _plain(entry)}, stream)
     text = stream.getvalue().replace(": \n", ":\n")

@@ -116,6 +116,17 @@ def read_progress(name: str) -> Progress | None:
         return None
 
 
+def follow_log(name: str, follow: bool = True) -> Iterator[str]:
+    """The log of ``stage@subject``, and if ``follow``, how it grows until the stage ends."""
+    with log_path(name).open(errors="replace") as file:
+        while True:
+            record = read_record(name)
+            yield file.read()
+            if not (follow and record and record.state == "running"):
+                return
+            time.sleep(0.3)
+
+
 def run(name: str, command: str, threads: int) -> None:
     """Run the command of ``stage@subject`` in the current folder to its end.
 
