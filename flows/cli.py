@@ -7,7 +7,9 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Sequence
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -538,32 +540,42 @@ def _make(
 ) -> list[Result]:
     from flows import display
 
-    signal.signal(signal.SIGINT, _interrupt)
     console.print("Starting the scheduler …", style="dim")
-    from flows.batch import batch_flow
-    from flows.subject import subject_flow
+    with _ending_on_interrupt(), display.watching([stage.name for stage in dirty], jobs, console):
+        from flows.batch import batch_flow
+        from flows.subject import subject_flow
 
-    try:
-        with display.watching([stage.name for stage in dirty], jobs, console):
-            if len(subjects) == 1:
-                return subject_flow(subjects[0], until, jobs, keep_going)
-            return batch_flow(subjects, until, jobs, keep_going)
-    except Exception:
-        if not _interrupted():
-            raise
-        return []  # Prefect's server was interrupted with us
+        if len(subjects) == 1:
+            return subject_flow(subjects[0], until, jobs, keep_going)
+        return batch_flow(subjects, until, jobs, keep_going)
 
 
-def _interrupt(*_: object) -> None:
+@contextmanager
+def _ending_on_interrupt() -> Iterator[None]:
     """First Ctrl-C: no stage starts any more, those that run end, what is finished is kept. Second:
-    out, now."""
-    from flows import stage_process
+    out, now.
 
-    if _interrupted():
+    A thread waits for it. All others have it blocked, and so has Prefect's server, which would end
+    at the first and leave the flow hanging.
+    """
+
+    def wait() -> None:
+        from flows import stage_process
+
+        signal.sigwait({signal.SIGINT})
+        console.print("Ending … (Ctrl-C again: at once)", style="dim")
+        stage_process.stop()
+        signal.sigwait({signal.SIGINT})
         stage_process.stop(at_once=True)
         console.show_cursor(True)
         os._exit(INTERRUPTED)
-    stage_process.stop()
+
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    threading.Thread(target=wait, daemon=True).start()
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def _interrupted() -> bool:
