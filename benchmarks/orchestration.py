@@ -3,8 +3,8 @@
     python benchmarks/orchestration.py [--subjects 100] [--quick] [--json]
 
 Cold: `gha run --all --jobs 2` of a tenth of the subjects and of all, and stock `dvc repro`, which
-is stopped when it has taken so long that the bar is met. No-op: the same again, from shell to shell,
-alternating with stock `dvc status`, and its peak memory.
+is stopped as soon as it has taken long enough to meet the bar. No-op: the same again, from shell to
+shell, alternating with stock `dvc status`, and its peak memory.
 """
 
 from __future__ import annotations

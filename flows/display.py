@@ -345,7 +345,7 @@ def _grid(watch: Watch, subjects: Sequence[str], most: int) -> Table:
             subject = name.partition("@")[2]
             urgency[subject] = min(urgency[subject], order.get(watch.state(name), 3))
         shown = sorted(subjects, key=lambda subject: urgency[subject])[: most - 1]
-        cells = {key: cell for key, cell in cells.items() if key[0] in shown}
+        cells = {(s, stage): cells.get((s, stage), "") for s in shown for stage in STAGES}
         cells[f"… {len(subjects) - len(shown)} more", ""] = ""
     return status_table(cells)
 

@@ -19,6 +19,7 @@ import small_project
 from ruamel.yaml import YAML
 from small_project import CODE, dvc, make, make_one
 
+from benchmarks import faults
 from flows import dvc_bridge, lock_file, stage_process, upkeep
 from gha_core.errors import ArtifactError, CaptureError, ParameterError
 
@@ -462,3 +463,11 @@ def test_two_drivers_and_a_human_run_every_stage_once(project: Path) -> None:
     assert sorted(small_project.ran()) == sorted(f"{s}@{n}" for s in CODE for n in ("ann", "bob"))
     assert not any(reasons().values())
     assert "up to date" in dvc("status")
+
+
+@pytest.mark.slow
+def test_kills_at_random_moments_leave_no_trace(tmp_path: Path) -> None:
+    """A few; benchmarks/faults.py kills two hundred."""
+    report = faults.run(tmp_path, kills=3, seed=3)
+    assert report.kills == 3
+    assert report.good, report
