@@ -21,6 +21,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -33,7 +34,7 @@ import small_project  # noqa: E402
 
 JOBS = 2
 GRACE = 2.0  # seconds that a stage process may outlive its driver
-LONGEST = 4.0  # seconds after which a kill comes at the latest
+LONGEST = 2.0  # seconds after which a kill comes at the latest
 
 # Writes in two halves with time between, so that kills find half-written files.
 SLOW = """
@@ -47,7 +48,7 @@ def slowly(path, text):
         file.write(text[len(text) // 2 :])
         file.write("|")
 """
-DRIVER = f"import small_project; small_project.drive(jobs={JOBS})"
+DRIVER = f"import small_project; print(flush=True); small_project.drive(jobs={JOBS})"
 
 
 @dataclass
@@ -89,7 +90,7 @@ def run(folder: Path, kills: int, seed: int = 0) -> Report:
         (folder / "params.yaml").write_text(change)
         done = False
         while not done:
-            done = _drive(folder, report, chance, last=report.kills >= kills)
+            done = _drive(folder, report, chance, kills)
             _examine(folder, report)
     report.allowed += report.kills * JOBS
     report.executions = len((folder / "runs").read_text().split())
@@ -109,31 +110,32 @@ def _prepare(folder: Path) -> None:
         script.write_text(SLOW + text)
 
 
-def _drive(folder: Path, report: Report, chance: random.Random, last: bool) -> bool:
-    """Start a driver and, unless it is the last, kill something of it; whether it got through."""
+def _drive(folder: Path, report: Report, chance: random.Random, kills: int) -> bool:
+    """Start a driver and kill something of it, up to ``kills`` in all; whether it got through."""
     report.drivers += 1
     path = os.pathsep.join([str(ROOT), str(ROOT / "tests")])
     driver = subprocess.Popen(
         [sys.executable, "-c", DRIVER],
         cwd=folder,
         env={**os.environ, "PYTHONPATH": path},
+        stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
     )
-    while not last:
+    assert driver.stdout
+    driver.stdout.readline()  # it has loaded its libraries, where a kill would prove little
+    while report.kills < kills:
         try:
-            driver.wait(chance.uniform(0.2, LONGEST))
+            driver.wait(chance.uniform(0.0, LONGEST))
             break
         except subprocess.TimeoutExpired:
             pass
         stages = _processes(folder) - {driver.pid}
         victim = chance.choice([driver.pid, *stages, *stages])
-        report.kills += 1
-        report.driver_kills += victim == driver.pid
-        try:
+        with suppress(ProcessLookupError):
             os.kill(victim, signal.SIGKILL)
-        except ProcessLookupError:
-            report.kills -= 1
+            report.kills += 1
+            report.driver_kills += victim == driver.pid
     _, errors = driver.communicate()
     if driver.returncode not in (0, -signal.SIGKILL):
         report.failures += 1

@@ -179,7 +179,7 @@ def status(
         console.print(line, highlight=False, markup=False, soft_wrap=True)
     stale = [s for s in states if s.state == "stale" and not s.reasons[0].startswith("follows")]
     for stages, who, why in display.grouped((s.stage, s.subject, s.reasons) for s in stale):
-        console.print(f"{stages}@{who}: {why}", highlight=False, markup=False, soft_wrap=True)
+        console.print(f"{stages} of {who}: {why}", highlight=False, markup=False, soft_wrap=True)
 
 
 @app.command()

@@ -199,7 +199,7 @@ def test_a_batch_runs_and_stock_dvc_agrees(project: Path) -> None:
     text = (project / "params.yaml").read_text()
     (project / "params.yaml").write_text(text.replace("max_views: 48", "max_views: 12"))
     state = gha("status").output
-    assert "evaluation@ann: evaluation.max_views: 48 → 12" in state
+    assert "evaluation of ann, bob: evaluation.max_views: 48 → 12" in state
     assert (state.count("fresh"), state.count("stale")) == (2 * len(STAGES) - 2, 2)
 
 
