@@ -286,16 +286,17 @@ def prune(
     if yes:
         upkeep.remove(left)
     if cache:
+        console.print("Cached results:" if yes else "Cached results that would go, says DVC:")
         arguments = ["gc", "--workspace", "--all-commits", "--force"]
         subprocess.run(
             [sys.executable, "-m", "dvc", *arguments, *([] if yes else ["--dry"])], check=False
         )
-    if not found:
-        console.print("Nothing is left of removed subjects.")
-    elif yes:
+    if yes and (found or cache):
         console.print("Removed.")
+    elif found or cache:
+        console.print("Nothing was removed yet. To do it, add --yes.")
     else:
-        console.print("Nothing was removed yet. To do it: gha prune --yes")
+        console.print("Nothing is left of removed subjects.")
 
 
 @app.command(hidden=True)
@@ -587,5 +588,6 @@ def _explain(failed: Sequence[Result]) -> None:
     from flows.stage_process import log_path
 
     for result in failed:
-        line = f"[bold red]{result.name} failed:[/] {escape(result.error)}"
+        first = result.error.splitlines()[0]
+        line = f"[bold red]{result.name} failed:[/] {escape(first)}"
         console.print(f"{line}\n  log: {log_path(result.name)}", highlight=False, soft_wrap=True)

@@ -446,6 +446,13 @@ def test_a_read_only_cache_is_a_sentence(project: Path) -> None:
     assert list(upkeep.check()) == []
 
 
+@pytest.mark.parametrize("jobs", [2, 4, 8])
+def test_side_by_side_every_stage_runs_once(project: Path, jobs: int) -> None:
+    small_project.drive(jobs)
+    assert sorted(small_project.ran()) == sorted(f"{s}@{n}" for s in CODE for n in ("ann", "bob"))
+    assert not any(reasons().values())
+
+
 def test_two_drivers_and_a_human_run_every_stage_once(project: Path) -> None:
     driver = (
         f"import sys; sys.path[:0] = [{str(small_project.ROOT / 'tests')!r}]\n"
