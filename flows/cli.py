@@ -539,9 +539,11 @@ def _check_parameters(subjects: Sequence[str]) -> None:
 def _make(
     dirty: Sequence[Stage], subjects: list[str], until: str, jobs: int, keep_going: bool
 ) -> list[Result]:
-    from flows import display
+    from flows import display, stage_process
 
     console.print("Starting the scheduler …", style="dim")
+    stage_process.end_left_behind()
+    stage_process.mark()
     with _ending_on_interrupt(), display.watching([stage.name for stage in dirty], jobs, console):
         from flows.batch import batch_flow
         from flows.subject import subject_flow
@@ -568,6 +570,7 @@ def _ending_on_interrupt() -> Iterator[None]:
         stage_process.stop()
         signal.sigwait({signal.SIGINT})
         stage_process.stop(at_once=True)
+        stage_process.end_left_behind(by=lambda driver: driver == os.getpid())
         console.show_cursor(True)
         os._exit(INTERRUPTED)
 

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -51,6 +55,24 @@ def commits(monkeypatch: pytest.MonkeyPatch) -> list[list[str]]:
     commits: list[list[str]] = []
     monkeypatch.setattr(dvc_bridge, "commit", lambda entries: commits.append(list(entries)))
     return commits
+
+
+def test_what_a_killed_driver_left_behind_is_ended() -> None:
+    """Prefect's server, say: it lives on when the driver is killed."""
+    program = "import os, subprocess, sys\nfrom flows import stage_process\nstage_process.mark()\n"
+    program += "print(subprocess.Popen(['sleep', '60'], stdout=subprocess.DEVNULL).pid)"
+    driver = subprocess.run([sys.executable, "-c", program], capture_output=True, check=True)
+    left = int(driver.stdout)
+    os.kill(left, 0)
+    other = subprocess.Popen(["sleep", "60"], env={"GHA_DRIVER": str(os.getpid())})
+    stage_process.end_left_behind()
+    deadline = time.monotonic() + 2
+    while Path(f"/proc/{left}/environ").exists() and Path(f"/proc/{left}/cmdline").read_bytes():
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+    assert other.poll() is None, "its driver lives"
+    other.kill()
+    other.wait()
 
 
 def how(results: list[Result]) -> dict[str, str]:
