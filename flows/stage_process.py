@@ -174,7 +174,7 @@ def mark() -> None:
 
 
 def end_left_behind(by: Callable[[int], bool] = lambda driver: not _alive(driver)) -> None:
-    """Kill what drivers have started that are gone, such as Prefect's server, which does not notice.
+    """Kill what drivers that are gone have started: Prefect's server, say, which does not notice.
 
     Args:
         by: whether a driver's processes are meant.
