@@ -103,9 +103,10 @@ def timed(command: list[str], folder: Path, limit: float | None = None) -> Run:
             stderr=subprocess.STDOUT,
             start_new_session=True,
         )
-        ended = True
+        ended, memory = True, 0
         while (done := os.wait4(process.pid, os.WNOHANG))[0] == 0:
             time.sleep(0.02)
+            memory = max(memory, _peak_memory(process.pid))
             if ended and limit and time.monotonic() - began > limit:
                 ended = False
                 os.killpg(process.pid, 9)
@@ -114,7 +115,16 @@ def timed(command: list[str], folder: Path, limit: float | None = None) -> Run:
         if ended and process.returncode:
             output.seek(0)
             raise RuntimeError(f"{' '.join(command)} failed:\n{output.read()[-2000:]}")
-    return Run(round(seconds, 2), done[2].ru_maxrss * 1024, ended)
+    return Run(round(seconds, 2), memory, ended)
+
+
+def _peak_memory(process: int) -> int:
+    """Bytes, of the process alone: what wait4 says includes its largest child."""
+    try:
+        lines = Path(f"/proc/{process}/status").read_text().splitlines()
+    except OSError:
+        return 0
+    return next((int(line.split()[1]) * 1024 for line in lines if line.startswith("VmHWM")), 0)
 
 
 def measure(folder: Path, subjects: int, repeats: int, patience: float) -> dict[str, object]:
