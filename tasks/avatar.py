@@ -64,21 +64,21 @@ class LossWeights(StageParams):
     picture: float = Field(1.0, ge=0, description="L1 of the picture")
     small: float = Field(1.0, ge=0, description="L1 of the half-size first three channels")
     perceptual: float = Field(0.1, ge=0, description="perceptual distance, at both sizes")
-    structure: float = Field(0.2, ge=0, description="structural dissimilarity of the picture")
+    structure: float = Field(0.5, ge=0, description="structural dissimilarity of the picture")
     silhouette: float = Field(0.1, ge=0, description="soft IoU of the silhouette and the matte")
 
 
 class Params(StageParams):
     """How the avatar is built and trained."""
 
-    steps: int = Field(1600, ge=1, description="training steps; paper: 600000")
+    steps: int = Field(2000, ge=1, description="training steps; paper: 600000")
     views: int = Field(
         2,
         ge=1,
         le=64,
         description="views per step, a core each: of one timestep if it has so many cameras",
     )
-    gaussians: int = Field(10_000, ge=100, le=1_000_000, description="number of Gaussians")
+    gaussians: int = Field(14_000, ge=100, le=1_000_000, description="number of Gaussians")
     channels: int = Field(32, ge=3, le=256, description="of the half-size feature image")
     features: int = Field(32, ge=1, le=128, description="per Gaussian, read by the networks")
     width: int = Field(64, ge=8, le=1024, description="of the hidden layers")

@@ -152,18 +152,21 @@ class TrainingViews:
             alpha=torch.stack([each.alpha for each in decoded]),
             weight=weight,
             small_weight=(F.avg_pool2d(weight, SCALE) == 1).float(),
-            focus=[self._focus(frame, camera, rng) for camera in cameras],
+            focus=[self._focus(frame, view, rng) for view in views],
         )
 
-    def _focus(self, frame: Frame, camera: Camera, rng: np.random.Generator) -> tuple[float, float]:
-        """A landmark of the face as often as any place of the picture."""
-        x, y = rng.random(2) * [self.width, self.height]
+    def _focus(self, frame: Frame, view: View, rng: np.random.Generator) -> tuple[float, float]:
+        """A landmark of the face as often as any place where the person is."""
         if rng.random() < 0.5:
             point = frame.landmarks[rng.integers(len(frame.landmarks))]
-            pixel = camera.project(frame.pose.to_world(point))
-            if np.isfinite(pixel).all():
-                x, y = pixel
-        return float(x), float(y)
+            x, y = self.camera(view).project(frame.pose.to_world(point))
+            if np.isfinite([x, y]).all():
+                return float(x), float(y)
+        shown = (self._decoded(view).alpha[0] > 0.5).nonzero()
+        if not len(shown):
+            return self.width / 2, self.height / 2
+        row, column = shown[rng.integers(len(shown))].tolist()
+        return SCALE * (column + 0.5), SCALE * (row + 0.5)
 
     def _inside_photo(self, view: View) -> Tensor:
         """[1, H, W] 1 inside the photo, 0 beyond its edge."""

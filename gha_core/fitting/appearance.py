@@ -6,7 +6,9 @@ camera learns how every point of the face looks, as a mean over training timeste
 timestep's head is moved to where its photos look like that; in rounds, from coarse to fine.
 
 Points that look different from one timestep to the next (lids, lips) have little say. An error that
-all timesteps share cannot be seen this way; there the landmarks have the word.
+all timesteps share cannot be seen this way; there the landmarks have the word. And as their errors
+change slowly, so do the corrections: what one camera can hardly see, depth above all, must not
+tremble.
 """
 
 from __future__ import annotations
@@ -24,10 +26,13 @@ from numpy.typing import NDArray
 from gha_core.artifacts.images import Image
 from gha_core.cameras import Camera
 from gha_core.fitting import rotations
+from gha_core.fitting.residuals import Quadratic
+from gha_core.fitting.solver import smoothness, solve_smooth
 from gha_core.progress import track
 
 Floats = NDArray[np.float64]
 Bools = NDArray[np.bool_]
+Indices = NDArray[np.int64]
 Photos = Callable[[int], Mapping[int, Image]]
 """Timestep -> camera -> [H, W, 3] uint8; both are indices. Called from several threads."""
 
@@ -38,6 +43,8 @@ _STEPS = 2  # Gauss-Newton steps of a timestep in a round
 _FACING = 0.35  # cosine between normal and ray from which on a point is seen well
 # Standard deviations of what landmarks leave to do: rad, head lengths, of a coefficient.
 _TURN, _MOVE, _EXPRESSION = 0.03, 0.03, 0.08
+# Of the second differences in time of that.
+_TURN_BENDS, _MOVE_BENDS, _EXPRESSION_BENDS = 0.002, 0.002, 0.03
 _NOISE = 0.01  # of the photos' range: least standard deviation of how a point looks
 _ROBUST = 3.0  # standard deviations beyond which a point counts as covered
 _INDEPENDENT = 0.1  # points err together; this share of them counts as independent
@@ -74,6 +81,7 @@ def align(
     cameras: Sequence[Camera],
     photos: Photos,
     teachers: Sequence[int],
+    runs: Sequence[tuple[Indices, Indices]],
 ) -> Motion:
     """The motion at which all photos of a camera look alike on the skin.
 
@@ -81,6 +89,7 @@ def align(
         motion: from landmarks; the result stays near to it.
         cameras: those that training may use.
         teachers: the training timesteps that say how the skin looks.
+        runs: timesteps that follow each other, and their numbers, some of which may be missing.
     """
     aligner = _Aligner(motion, skin, cameras)
     looks: dict[float, _Look] = {}
@@ -94,6 +103,8 @@ def align(
         improved = partial(aligner.improved, photos, list(looks.values()))
         for _ in track(pool.map(improved, others), "aligning the photos", len(others)):
             pass
+    for indices, numbers in runs:
+        aligner.smooth(indices, numbers)
     return aligner.motion
 
 
@@ -131,12 +142,10 @@ class _Aligner:
             translation=motion.translation.copy(),
             expression=motion.expression.copy(),
         )
-        self._precision = np.concatenate(
-            [
-                np.repeat([1 / _TURN**2, 1 / _MOVE**2], 3),
-                np.full(motion.expression.shape[1], 1 / _EXPRESSION**2),
-            ]
-        )
+        expressions = motion.expression.shape[1]
+        self._precision = _precision(_TURN, _MOVE, _EXPRESSION, expressions)
+        self._bends = _precision(_TURN_BENDS, _MOVE_BENDS, _EXPRESSION_BENDS, expressions)
+        self._information = np.tile(np.diag(self._precision), (len(motion.expression), 1, 1))
         self._small = [self._shrunk(camera) for camera in cameras]
 
     def taught(
@@ -180,6 +189,22 @@ class _Aligner:
                 H += (J * weight[:, None]).T @ J
                 g += (J * weight[:, None]).T @ error
             self._move(t, np.linalg.solve(H, -g).astype(float))
+            self._information[t] = H
+
+    def smooth(self, indices: Indices, numbers: Indices) -> None:
+        """Let the corrections of timesteps that follow each other agree, where the photos leave
+        room for it."""
+        found = np.stack([self._moved(t) for t in indices])
+        none = np.zeros((*found.shape, 0))
+        photos = Quadratic(
+            self._information[indices], np.zeros_like(found), none, np.zeros((0, 0)), np.zeros(0)
+        )
+        bends = smoothness(numbers, self._bends)
+        free = np.zeros(found.shape, bool)
+        for t, moved in zip(
+            indices, found + solve_smooth(photos, bends, found, free, 0), strict=True
+        ):
+            self._place(t, moved)
 
     def _points(self, t: int) -> Floats:
         return self._skin.neutral + self._skin.moves @ self.motion.expression[t]
@@ -200,6 +225,16 @@ class _Aligner:
         now.translation[t] += now.scale * matrix @ shift
         now.matrices[t] = matrix @ turn
         now.expression[t] = np.clip(now.expression[t] + step[6:], 0, 1)
+
+    def _place(self, t: int, moved: Floats) -> None:
+        """The inverse of :meth:`_moved`."""
+        start, now = self._start, self.motion
+        before = start.matrices[t]
+        matrix = before @ rotations.exponential(moved[:3])
+        shift = matrix @ moved[3:6] - (matrix - before) @ self._centre
+        now.matrices[t] = matrix
+        now.translation[t] = start.translation[t] + now.scale * shift
+        now.expression[t] = np.clip(start.expression[t] + moved[6:], 0, 1)
 
     def _project(self, t: int, c: int) -> _Projection:
         now, camera = self.motion, self._small[c]
@@ -243,6 +278,12 @@ class _Projection:
     visible: Bools
     pixels: Floats
     by_point: Floats
+
+
+def _precision(turn: float, move: float, expression: float, expressions: int) -> Floats:
+    """[6 + E] 1 / variance."""
+    deviations = np.repeat([turn, move, expression], [3, 3, expressions])
+    return np.asarray(1 / deviations**2)
 
 
 def _lookup(band: NDArray[np.float32], pixels: Floats) -> Floats:

@@ -20,7 +20,6 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from gha_core.cameras import Camera
 from gha_core.errors import StageError, locate
 from gha_core.faces import FaceModel
 from gha_core.faces.portrait import vertex_normals
@@ -143,8 +142,7 @@ def track_head(
     if len(held_out):
         state = _with_held_out(fitter, state, known, observations, references, model)
     if photos is not None:
-        teachers = known[few].tolist()
-        state = _aligned(state, model, observations.cameras, photos, teachers)
+        state = _aligned(state, model, observations, photos, known[few].tolist())
     return _result(state, landmarks, observations, settings)
 
 
@@ -178,11 +176,19 @@ def _with_held_out(
 def _aligned(
     state: State,
     model: FaceModel,
-    cameras: Sequence[Camera],
+    observations: Observations,
     photos: Photos,
     teachers: Sequence[int],
 ) -> State:
     """The state with poses and expressions that agree with the photos."""
+    # Test timesteps are smoothed by themselves: training must not see them.
+    names = np.array(observations.sequences)
+    parts = [
+        np.flatnonzero((names == name) & (observations.is_train == train))
+        for name in dict.fromkeys(observations.sequences)
+        for train in (True, False)
+    ]
+    numbers = np.array(observations.timesteps)
     face = model.regions["face"].numpy()
     identity = torch.from_numpy(state.identity).float()
     neutral = model.mean + torch.tensordot(identity, model.identity_basis, dims=1)
@@ -193,7 +199,8 @@ def _aligned(
         np.ascontiguousarray(model.expression_basis.double().numpy()[:, face].transpose(1, 2, 0)),
     )
     motion = Motion(state.matrices, state.translation, state.expression, state.scale)
-    found = align(motion, skin, cameras, photos, teachers)
+    runs = [(part, numbers[part]) for part in parts if len(part)]
+    found = align(motion, skin, observations.cameras, photos, teachers, runs)
     return replace(
         state,
         rotation=rotations.logarithm(found.matrices @ state.reference.swapaxes(-1, -2)),
