@@ -266,8 +266,12 @@ class _Aligner:
         if np.any(full.distortion):
             luma = cv2.undistort(luma, full.K, full.distortion)
         luma = cv2.resize(luma / 255, (small.width, small.height), interpolation=cv2.INTER_AREA)
-        fine, coarse = (cv2.GaussianBlur(luma, (0, 0), b) for b in (blur, _SHADING * blur))
-        return np.asarray(fine - coarse, np.float32)
+        fine = cv2.GaussianBlur(luma, (0, 0), blur)
+        # So wide a blur is as good, and ten times faster, at a quarter of the size.
+        quarter = cv2.resize(fine, None, fx=0.25, fy=0.25, interpolation=cv2.INTER_AREA)
+        shading = cv2.GaussianBlur(quarter, (0, 0), _SHADING * blur / 4)
+        shading = cv2.resize(shading, luma.shape[::-1], interpolation=cv2.INTER_LINEAR)
+        return np.asarray(fine - shading, np.float32)
 
 
 @dataclass(frozen=True)
