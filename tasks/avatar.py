@@ -71,7 +71,7 @@ class LossWeights(StageParams):
 class Params(StageParams):
     """How the avatar is built and trained."""
 
-    steps: int = Field(1800, ge=1, description="training steps; paper: 600000")
+    steps: int = Field(1500, ge=1, description="training steps; paper: 600000")
     views: int = Field(
         2,
         ge=1,
