@@ -19,6 +19,7 @@ from gha_core.errors import GhaError
 
 if TYPE_CHECKING:
     from flows.dvc_bridge import Stage
+    from flows.machines import Runner
     from flows.subject import Result
 
 STAGE_FAILED, USER_ERROR, INTERRUPTED = 1, 2, 130
@@ -126,6 +127,10 @@ def run(
     jobs: Annotated[
         int, typer.Option("--jobs", "-j", min=1, help="Stages at a time; they share the cores.")
     ] = 1,
+    runner: Annotated[str, typer.Option(help="threads, or dask: on Dask workers.")] = "threads",
+    scheduler: Annotated[
+        str | None, typer.Option(help="The Dask scheduler's address; without, one is started here.")
+    ] = None,
 ) -> None:
     """Make everything of these subjects fresh: run what changed and what follows from it.
 
@@ -135,7 +140,7 @@ def run(
     from flows import project
 
     project.enter()
-    _run(_chosen(names if not all else None), until, jobs)
+    _run(_chosen(names if not all else None), until, jobs, runner, scheduler)
 
 
 @app.command()
@@ -297,7 +302,13 @@ def _chosen(names: Sequence[str] | None) -> list[str]:
     return [find_subject(Path(), name).name for name in dict.fromkeys(names or subjects)]
 
 
-def _run(subjects: list[str], until: str, jobs: int) -> None:
+def _run(
+    subjects: list[str],
+    until: str,
+    jobs: int,
+    runner: str = "threads",
+    scheduler: str | None = None,
+) -> None:
     from gha_core.errors import ParameterError
     from tasks.parameters import STAGES
 
@@ -313,8 +324,11 @@ def _run(subjects: list[str], until: str, jobs: int) -> None:
     failed: list[Result] = []
     if dirty:
         _announce(dirty)
+        from flows.machines import check_runner
+
+        checked = check_runner(runner, scheduler)
         _check_parameters(sorted({stage.subject for stage in dirty}))
-        results = _make(dirty, subjects, until, jobs)
+        results = _make(dirty, subjects, until, jobs, checked, scheduler)
         words = {"ran": "done", "fresh": "unchanged"}
         outcomes |= {result.name: words.get(result.how, result.how) for result in results}
         failed = [result for result in results if result.how == "failed"]
@@ -353,7 +367,14 @@ def _check_parameters(subjects: Sequence[str]) -> None:
         raise ParameterError(done.stderr.strip().splitlines()[-1].removeprefix("error: "))
 
 
-def _make(dirty: Sequence[Stage], subjects: list[str], until: str, jobs: int) -> list[Result]:
+def _make(
+    dirty: Sequence[Stage],
+    subjects: list[str],
+    until: str,
+    jobs: int,
+    runner: Runner,
+    scheduler: str | None,
+) -> list[Result]:
     from flows import display, stage_process
 
     def interrupted(*_: object) -> None:
@@ -368,8 +389,8 @@ def _make(dirty: Sequence[Stage], subjects: list[str], until: str, jobs: int) ->
     try:
         with display.watching([stage.name for stage in dirty], console):
             if len(subjects) == 1:
-                return subject_flow(subjects[0], until, jobs)
-            return batch_flow(subjects, until, jobs)
+                return subject_flow(subjects[0], until, jobs, runner, scheduler)
+            return batch_flow(subjects, until, jobs, runner, scheduler)
     except KeyboardInterrupt:
         console.print("Interrupted. What is finished is kept; run again to go on.")
         raise typer.Exit(INTERRUPTED) from None

@@ -28,9 +28,11 @@ from dvc.dvcfile import ProjectFile
 from dvc.exceptions import DvcException
 from dvc.repo import Repo
 from dvc.stage import PipelineStage
-from dvc.stage.cache import _can_hash
+from dvc.stage.cache import _can_hash, _get_cache_hash
+from dvc.stage.loader import StageLoader
 from dvc.stage.serialize import to_single_stage_lockfile
 from dvc.utils.serialize import YAMLFileCorruptedError, dumps_yaml, load_yaml
+from dvc_objects.fs.generic import copy
 
 from gha_core.errors import ArtifactError, CaptureError, GhaError, ParameterError
 
@@ -73,6 +75,22 @@ class Outcome:
 
     how: Literal["fresh", "restored", "ran"]
     entry: Entry | None = None
+
+
+@dataclass(frozen=True)
+class Order:
+    """What another clone must know to make one stage exactly as the driver would.
+
+    Attributes:
+        name: ``stage@subject``.
+        entry: what ``dvc.lock`` will say about it, without the hashes of its outputs.
+        made: outputs of earlier stages that it reads: path and hash, as in an entry. They come from
+            the remote; all else that it reads must be in the other clone already.
+    """
+
+    name: str
+    entry: Entry
+    made: tuple[Entry, ...]
 
 
 def plan(subjects: Iterable[str] | None = None) -> list[Stage]:
@@ -162,6 +180,89 @@ def commit(entries: Mapping[str, Entry]) -> None:
         temporary.replace(path)
 
 
+def remote() -> str:
+    """The name of the default DVC remote.
+
+    Raises:
+        ParameterError: none is configured.
+    """
+    with _sentences(), _repo() as repo:
+        if name := repo.config["core"].get("remote"):
+            return name
+    raise ParameterError(
+        "There is no DVC remote, and workers exchange artifacts through one. Add it in every "
+        "clone: dvc remote add --default NAME URL (docs/machines.md)."
+    )
+
+
+def code() -> dict[str, str]:
+    """Path -> hash of all code that any stage depends on, as it is in this clone."""
+    with _sentences(), _repo() as repo:
+        dependencies = {
+            dependency.def_path: dependency
+            for stage in _stages(repo).values()
+            for dependency in stage.deps
+            if not isinstance(dependency, ParamsDependency)
+            and Path(dependency.def_path).parts[0] != "data"
+        }
+        return {path: dependencies[path].get_hash().value for path in sorted(dependencies)}
+
+
+def order(name: str, upstream: Iterable[str], made: Mapping[str, Entry]) -> Order:
+    """What another clone needs to make the stage ``name``.
+
+    Args:
+        upstream: the stages that write what it reads; all are fresh.
+        made: new entries, which are not in ``dvc.lock`` yet. The outputs of other stages are pushed
+            to the remote unless they are there.
+
+    Raises:
+        GhaError: an input is missing, or the remote cannot be reached.
+    """
+    with _sentences(), _repo() as repo:
+        outs: dict[str, Entry] = {}
+        for up in upstream:
+            entry = made.get(up) or to_single_stage_lockfile(_stages(repo, up)[up])
+            if up not in made:
+                _push(repo, entry["outs"])
+            outs |= {out["path"]: out for out in entry["outs"]}
+        stage = _stages(repo, name)[name]
+        read = [outs[dep.def_path] for dep in stage.deps if dep.def_path in outs]
+        return Order(name, _inputs(stage, read), tuple(read))
+
+
+def fulfil(order: Order, run: Callable[[str], None]) -> Outcome:
+    """Make one stage in a clone that is not the driver's; like ``execute``.
+
+    What it reads of earlier stages is pulled. What was made before, here or elsewhere, is restored.
+    The outputs and the run cache's record of them are pushed, and the outcome always has an entry.
+
+    Raises:
+        ArtifactError: this clone is not at the driver's state.
+        GhaError: the remote cannot be reached, or as ``execute``.
+    """
+    name = order.name
+    with _sentences(), _repo() as repo:
+        _pull(repo, order.made)
+        _same(order, _inputs(_stages(repo, name)[name], order.made))
+        _pull_run(repo, order.entry)
+    outcome = execute(name, run)
+    with _sentences(), _repo() as repo:
+        entry = outcome.entry or dict(to_single_stage_lockfile(_stages(repo, name)[name]))
+        _same(order, entry)
+        _push(repo, entry["outs"])
+        _push_run(repo, entry)
+    return Outcome(outcome.how, entry)
+
+
+def collect(entries: Iterable[Entry]) -> None:
+    """Bring the outputs of ``entries``, made in other clones, into this one."""
+    outs = [out for entry in entries for out in entry["outs"]]
+    if outs:
+        with _sentences(), _repo() as repo:
+            _pull(repo, outs)
+
+
 @contextmanager
 def _repo() -> Iterator[Repo]:
     # Waits for its lock: a person's `dvc repro` holds it only between stages.
@@ -247,6 +348,95 @@ def _restored(stage: PipelineStage) -> bool:
     return True
 
 
+def _inputs(stage: PipelineStage, made: Iterable[Entry]) -> Entry:
+    """The part of the stage's entry that says what it reads; ``made`` is believed, not hashed."""
+    StageLoader.fill_from_lock(stage, {"deps": list(made)})
+    believed = {out["path"] for out in made}
+    for dependency in stage.deps:
+        if dependency.def_path not in believed:
+            dependency.save()
+    entry = dict(to_single_stage_lockfile(stage))
+    return {**entry, "outs": [{"path": out["path"]} for out in entry["outs"]]}
+
+
+def _same(order: Order, found: Entry) -> None:
+    """Raise if ``found`` does not read what ``order`` says."""
+    wanted = order.entry
+    reasons = [] if found["cmd"] == wanted["cmd"] else ["dvc.yaml has another command"]
+    for file, values in wanted.get("params", {}).items():
+        for path, theirs, ours in _differences("", values, found.get("params", {}).get(file, {})):
+            there = f"{_short(theirs)} for the driver"
+            reasons.append(f"{file}: {path.lstrip('.')} is {_short(ours)} here and {there}")
+    hashes = {dep["path"]: dep.get("md5") for dep in found.get("deps", [])}
+    for dep in wanted.get("deps", []):
+        if hashes.get(dep["path"]) != dep.get("md5"):
+            reasons.append(f"{dep['path']} is not what the driver has")
+    if reasons:
+        raise ArtifactError(
+            f"{order.name} cannot be made in the clone {Path.cwd()}: {'; '.join(reasons)}. Bring "
+            "it to the driver's commit (git pull); captures must be the same files there."
+        )
+
+
+def _pull(repo: Repo, outs: Iterable[Entry]) -> None:
+    """Make the workspace have ``outs`` (path and hash, as in an entry)."""
+    stage = _of_outs(repo, outs)
+    _fetch(repo, stage)
+    if missing := [out.def_path for out in stage.outs if out.changed_cache()]:
+        raise ArtifactError(
+            f"{', '.join(missing)} cannot be fetched from the DVC remote, whole and unaltered. "
+            "Where it was made run: dvc push"
+        )
+    for out in stage.outs:
+        out.checkout(force=True)
+
+
+def _push(repo: Repo, outs: Iterable[Entry]) -> None:
+    for objects in _of_outs(repo, outs).get_used_objs(push=True).values():
+        if failed := repo.cloud.push(objects).failed:
+            raise ArtifactError(f"{len(failed)} files could not be sent to the DVC remote.")
+
+
+def _fetch(repo: Repo, stage: PipelineStage) -> None:
+    if not stage.outs_cached():
+        # By force: without it DVC asks a person what to do about what the remote lacks.
+        for objects in stage.get_used_objs(force=True).values():
+            repo.cloud.pull(objects)
+
+
+def _of_outs(repo: Repo, outs: Iterable[Entry]) -> PipelineStage:
+    return repo.stage_cache._create_stage({"cmd": "-", "outs": list(outs)})
+
+
+def _pull_run(repo: Repo, entry: Entry) -> None:
+    """What the remote's run cache knows about these inputs, and the outputs that it names."""
+    odb = repo.cloud.get_remote_odb(hash_name="md5-dos2unix")
+    cache = repo.cache.legacy
+    folder = _run_folder(entry)
+    there = odb.fs.join(odb.path, *folder)
+    here = Path(cache.path, *folder)
+    if not here.exists() and odb.fs.exists(there):
+        here.parent.mkdir(parents=True, exist_ok=True)
+        for file in odb.fs.find(there):
+            copy(odb.fs, file, cache.fs, str(here / odb.fs.name(file)))
+    for path in sorted(here.iterdir()) if here.exists() else []:
+        # What the remote has lost is made again.
+        _fetch(repo, _of_outs(repo, load_yaml(str(path))["outs"]))
+
+
+def _push_run(repo: Repo, entry: Entry) -> None:
+    odb = repo.cloud.get_remote_odb(hash_name="md5-dos2unix")
+    path = (*_run_folder(entry), _get_cache_hash(entry))
+    here, there = Path(repo.cache.legacy.path, *path), odb.fs.join(odb.path, *path)
+    if here.exists() and not odb.fs.exists(there):
+        copy(repo.cache.legacy.fs, str(here), odb.fs, there)
+
+
+def _run_folder(entry: Entry) -> tuple[str, str, str]:
+    key = _get_cache_hash(dict(entry), key=True)
+    return "runs", key[:2], key
+
+
 @contextmanager
 def _turn(name: str) -> Iterator[None]:
     folder = Path(".dvc", "tmp", "gha")
@@ -288,4 +478,17 @@ def _path(error: DependencyDoesNotExistError) -> str:
     return str(error).removeprefix("dependency ").split(" does not")[0].strip("'\"")
 
 
-__all__ = ["Entry", "Outcome", "Stage", "commit", "execute", "plan"]
+__all__ = [
+    "Entry",
+    "Order",
+    "Outcome",
+    "Stage",
+    "code",
+    "collect",
+    "commit",
+    "execute",
+    "fulfil",
+    "order",
+    "plan",
+    "remote",
+]

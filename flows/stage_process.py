@@ -12,6 +12,7 @@ import shlex
 import signal
 import sys
 import time
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from subprocess import DEVNULL, STDOUT, Popen
@@ -89,6 +90,12 @@ def read_record(name: str) -> Record | None:
     return record
 
 
+def note(name: str, record: Record, log: str = "") -> None:
+    """Take over what another machine says about ``stage@subject``."""
+    _write(name, record)
+    log_path(name).write_text(log)
+
+
 def note_restored(name: str) -> None:
     """Say that the outputs of ``stage@subject`` came from the cache; its last run stays known."""
     record = read_record(name) or Record("restored", 0, 0.0)
@@ -104,8 +111,11 @@ def read_progress(name: str) -> Progress | None:
         return None
 
 
-def run(name: str, command: str, threads: int) -> None:
+def run(name: str, command: str, threads: int, variables: Mapping[str, str] | None = None) -> None:
     """Run the command of ``stage@subject`` in the current folder to its end.
+
+    Args:
+        variables: of its environment, beside ours.
 
     Raises:
         StageFailed: it did not end well.
@@ -120,7 +130,7 @@ def run(name: str, command: str, threads: int) -> None:
             stdin=DEVNULL,
             stdout=output,
             stderr=STDOUT,
-            env=_environment(progress, threads),
+            env={**_environment(progress, threads), **(variables or {})},
         )
         _write(name, Record("running", process.pid, started))
         _, status, usage = os.wait4(process.pid, 0)
@@ -176,6 +186,7 @@ def _error(code: int, log: Path) -> str:
 
 def _write(name: str, record: Record) -> None:
     path = _path(name, ".json")
+    path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_suffix(".writing")
     temporary.write_text(json.dumps(asdict(record)) + "\n")
     temporary.replace(path)

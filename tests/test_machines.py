@@ -1,0 +1,234 @@
+"""Several clones and one remote: orders, what travels, and what a worker refuses."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+from flows import dvc_bridge, machines, making
+from flows.dvc_bridge import Entry, Outcome
+from flows.resources import Capacity, claim_gpu
+from gha_core.errors import ArtifactError, ParameterError
+from tasks.needs import NEEDS, Needs
+from tasks.parameters import STAGES
+
+# Two stages per subject, with names of real ones: ingest -> matting.
+DVC_YAML = """
+vars: [subjects.yaml]
+stages:
+  ingest:
+    foreach: ${subjects}
+    do:
+      cmd: python stage.py ingest ${key}
+      deps: ["data/captures/${key}", stage.py]
+      params: [ingest, subjects.yaml: ["subjects.${key}.ingest"]]
+      outs: ["data/subjects/${key}/ingest"]
+  matting:
+    foreach: ${subjects}
+    do:
+      cmd: python stage.py matting ${key}
+      deps: ["data/subjects/${key}/ingest", stage.py]
+      params: [matting]
+      metrics: ["data/subjects/${key}/matting/metrics.json"]
+      outs: ["data/subjects/${key}/matting/alpha"]
+"""
+SCRIPT = """
+import sys
+from pathlib import Path
+stage, subject = sys.argv[1:]
+with open("data/runs", "a") as runs:
+    runs.write(f"{stage}@{subject} ")
+out = Path("data/subjects", subject, stage)
+out.mkdir(parents=True, exist_ok=True)
+if stage == "ingest":
+    text = Path("data/captures", subject).read_text()
+    (out / "text").write_text(text)
+    (out / "more").write_text(text * 2)
+else:
+    text = Path("data/subjects", subject, "ingest", "text").read_text()
+    (out / "alpha").write_text(text.upper())
+    (out / "metrics.json").write_text("{}")
+print("made", stage, "of", subject)
+"""
+SECTIONS = "".join(f"    {name}: {{}}\n" for name in ("splits", *STAGES))
+
+
+@pytest.fixture
+def clones(dvc_project: Path) -> Path:
+    """A folder with the clones driver, one and two, and the remote that they share."""
+    for name in ("driver", "one", "two"):
+        root = dvc_project / name
+        shutil.copytree(dvc_project / ".dvc", root / ".dvc")
+        subprocess.run(["git", "init", "-q", str(root)], check=True)
+        (root / "dvc.yaml").write_text(DVC_YAML)
+        (root / "stage.py").write_text(SCRIPT)
+        (root / "params.yaml").write_text("{ingest: {size: 1}, matting: {}}")
+        entries = "".join(
+            f"  {s}:\n    capture: {dvc_project / s}\n    format: auto\n{SECTIONS}"
+            for s in ("ann", "bob")
+        )
+        (root / "subjects.yaml").write_text(f"subjects:\n{entries}")
+        (root / "data" / "captures").mkdir(parents=True)
+        for subject in ("ann", "bob"):
+            (dvc_project / subject).write_text(f"footage of {subject}")
+            (root / "data" / "captures" / subject).symlink_to(dvc_project / subject)
+        url = dvc_project / "remote"
+        (root / ".dvc" / "config.local").write_text(
+            f"[core]\n    remote = here\n['remote \"here\"']\n    url = {url}\n"
+        )
+    shutil.rmtree(dvc_project / ".dvc")
+    return dvc_project
+
+
+@contextmanager
+def inside(folder: Path) -> Iterator[None]:
+    before = Path.cwd()
+    os.chdir(folder)
+    try:
+        yield
+    finally:
+        os.chdir(before)
+
+
+def runs(clone: Path) -> list[str]:
+    path = clone / "data" / "runs"
+    return path.read_text().split() if path.exists() else []
+
+
+def send(clones: Path, name: str, worker: str, made: dict[str, Entry]) -> Outcome:
+    """What the driver and a worker do for one stage."""
+    with inside(clones / "driver"):
+        (stage,) = (stage for stage in dvc_bridge.plan() if stage.name == name)
+        order = dvc_bridge.order(name, stage.upstream, made)
+    with inside(clones / worker):
+        return making.fulfil(order, threads=1)
+
+
+def test_each_stage_can_be_made_in_another_clone(clones: Path) -> None:
+    first = send(clones, "ingest@ann", "one", {})
+    assert first.entry
+    made = {"ingest@ann": first.entry}
+    second = send(clones, "matting@ann", "two", made)
+    assert second.entry
+    assert (clones / "two/data/subjects/ann/ingest/more").read_text() == "footage of ann" * 2
+    assert (runs(clones / "one"), runs(clones / "two")) == (["ingest@ann"], ["matting@ann"])
+    assert not (clones / "one" / "dvc.lock").exists(), "only the driver commits"
+
+    made["matting@ann"] = second.entry
+    with inside(clones / "driver"):
+        assert not Path("data/subjects").exists()
+        dvc_bridge.commit(made)
+        dvc_bridge.collect(made.values())
+        assert Path("data/subjects/ann/matting/alpha").read_text() == "FOOTAGE OF ANN"
+        assert [s.reasons for s in dvc_bridge.plan(["ann"])] == [(), ()]
+        assert runs(Path()) == []
+
+
+def test_a_third_clone_restores_from_the_remotes_run_cache(clones: Path) -> None:
+    entry = send(clones, "ingest@ann", "one", {}).entry
+    outcome = send(clones, "ingest@ann", "two", {})
+    assert (outcome.how, outcome.entry) == ("restored", entry)
+    assert runs(clones / "two") == []
+    # Again, and with its output gone: from the clone's own cache.
+    shutil.rmtree(clones / "two" / "data" / "subjects")
+    assert send(clones, "ingest@ann", "two", {}).how == "restored"
+
+
+def test_what_the_driver_made_itself_is_sent_to_the_remote(clones: Path) -> None:
+    with inside(clones / "driver"):
+        outcome = making.make("ingest@ann", threads=1)
+        assert outcome.entry
+        dvc_bridge.commit({"ingest@ann": outcome.entry})
+    assert send(clones, "matting@ann", "one", {}).how == "ran"
+    assert runs(clones / "one") == ["matting@ann"]
+
+
+def test_a_worker_without_the_drivers_state_says_what_differs(clones: Path) -> None:
+    with (clones / "one" / "stage.py").open("a") as file:
+        file.write("# newer\n")
+    with pytest.raises(ArtifactError, match=r"stage\.py is not what the driver has.*git pull"):
+        send(clones, "ingest@ann", "one", {})
+    (clones / "two" / "params.yaml").write_text("{ingest: {size: 2}, matting: {}}")
+    with pytest.raises(
+        ArtifactError, match=r"params\.yaml: ingest\.size is 2 here and 1 for the driver"
+    ):
+        send(clones, "ingest@ann", "two", {})
+    assert not (clones / "two" / "data" / "subjects").exists()
+
+
+def test_a_lost_remote_object_is_a_sentence_or_a_new_run(clones: Path) -> None:
+    entry = send(clones, "ingest@ann", "one", {}).entry
+    assert entry
+    shutil.rmtree(clones / "remote" / "files")
+    assert send(clones, "ingest@ann", "two", {}).how == "ran"
+    shutil.rmtree(clones / "remote" / "files")
+    shutil.rmtree(clones / "one" / ".dvc" / "cache")
+    shutil.rmtree(clones / "one" / "data" / "subjects")
+    with pytest.raises(ArtifactError, match="ingest cannot be fetched from the DVC remote"):
+        send(clones, "matting@ann", "one", {"ingest@ann": entry})
+
+
+def test_without_a_remote_nothing_starts(clones: Path) -> None:
+    (clones / "driver" / ".dvc" / "config.local").unlink()
+    with inside(clones / "driver"), pytest.raises(ParameterError, match="no DVC remote"):
+        machines.check_runner("dask", "tcp://127.0.0.1:9")
+
+
+def test_a_scheduler_that_is_not_there_is_a_sentence(
+    clones: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(machines, "PATIENCE", 1)
+    monkeypatch.chdir(clones / "driver")
+    with pytest.raises(ParameterError, match="No Dask scheduler answers at 127"):
+        machines.check_runner("dask", "127.0.0.1:9")
+
+
+def test_capacity_counts_slots_memory_and_gpus(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(NEEDS, "geometry", Needs(memory=3, gpu=True))
+    monkeypatch.setitem(NEEDS, "avatar", Needs(memory=5, gpu=True))
+    machine = Capacity(slots=3, memory=8, gpus=1)
+    assert machine.allows("ingest@a", ["ingest@b", "ingest@c"])
+    assert not machine.allows("ingest@a", ["ingest@b", "ingest@c", "ingest@d"])
+    assert not machine.allows("avatar@a", ["geometry@b"]), "one GPU"
+    assert Capacity(3, 8, gpus=2).allows("avatar@a", ["geometry@b"])
+    assert Capacity(3, 8, gpus=0).allows("avatar@a", ["geometry@b"]), "no GPU: the CPU does it"
+    assert not Capacity(3, 7, gpus=2).allows("avatar@a", ["geometry@b"]), "memory"
+    assert Capacity(3, 1).allows("avatar@a", []), "one alone always may"
+
+
+CLAIM = """
+import sys
+from flows.resources import claim_gpu
+from tasks.needs import Needs
+with claim_gpu(Needs(gpu=True), ["7", "8"]) as variables:
+    print(variables["CUDA_VISIBLE_DEVICES"], flush=True)
+    sys.stdin.read()
+"""
+
+
+def test_a_gpu_has_one_stage_at_a_time_also_after_a_kill(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TMPDIR", str(tmp_path))
+    monkeypatch.setattr("tempfile.tempdir", None)
+    assert machines.needs_of("ingest@ann") == Needs()
+    with claim_gpu(Needs(gpu=False), ["7"]) as none, claim_gpu(Needs(gpu=True), []) as cpu:
+        assert (none, cpu) == ({}, {})
+    holder = subprocess.Popen(
+        [sys.executable, "-c", CLAIM], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    )
+    assert holder.stdout
+    assert holder.stdout.readline() == "7\n"
+    with claim_gpu(Needs(gpu=True), ["7", "8"]) as variables:
+        assert variables == {"CUDA_VISIBLE_DEVICES": "8"}
+        holder.kill()
+        holder.communicate()
+        with claim_gpu(Needs(gpu=True), ["7", "8"]) as freed:
+            assert freed == {"CUDA_VISIBLE_DEVICES": "7"}
