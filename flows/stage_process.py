@@ -23,6 +23,7 @@ from gha_core.progress import REPORT_VARIABLE
 from tasks.__main__ import INTERRUPTED, PARENT_VARIABLE, THREADS_VARIABLE, TRY_AGAIN
 
 LOGS = Path("data", "logs")
+KILLED = "It was killed"
 
 
 class StageFailed(GhaError):
@@ -86,7 +87,7 @@ def read_record(name: str) -> Record | None:
     except (FileNotFoundError, ValueError, TypeError):
         return None
     if record.state == "running" and not _alive(record.process):
-        return replace(record, state="failed", error="It was killed.")
+        return replace(record, state="failed", error=f"{KILLED}.")
     return record
 
 
@@ -176,7 +177,7 @@ def _environment(progress: Path, threads: int) -> dict[str, str]:
 def _error(code: int, log: Path) -> str:
     lines = [line for line in log.read_text(errors="replace").splitlines() if line.strip()]
     if code == -signal.SIGKILL:
-        return "It was killed, probably because memory ran out; try fewer --jobs."
+        return f"{KILLED}, probably because memory ran out; try fewer --jobs."
     if code in (INTERRUPTED, -signal.SIGTERM, -signal.SIGINT):
         return "It was interrupted."
     if code < 0:

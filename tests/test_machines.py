@@ -10,14 +10,20 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+import numpy as np
 import pytest
+from ruamel.yaml import YAML
 
-from flows import dvc_bridge, machines, making
+from flows import dvc_bridge, machines, making, server, stage_process
 from flows.dvc_bridge import Entry, Outcome
+from flows.inbox import arrivals, unfinished
 from flows.resources import Capacity, claim_gpu
+from gha_core.artifacts.images import decode_image, encode_jpeg
 from gha_core.errors import ArtifactError, ParameterError
 from tasks.needs import NEEDS, Needs
-from tasks.parameters import STAGES
+from tasks.parameters import STAGES, Subject
+
+ROOT = Path(__file__).parents[1]
 
 # Two stages per subject, with names of real ones: ingest -> matting.
 DVC_YAML = """
@@ -232,3 +238,67 @@ def test_a_gpu_has_one_stage_at_a_time_also_after_a_kill(
         holder.communicate()
         with claim_gpu(Needs(gpu=True), ["7", "8"]) as freed:
             assert freed == {"CUDA_VISIBLE_DEVICES": "7"}
+
+
+def test_an_inbox_gives_new_complete_captures_a_free_name(tmp_path: Path) -> None:
+    inbox = tmp_path / "inbox"
+    (inbox / "Anna Müller").mkdir(parents=True)
+    for path in ("Anna Müller/a.mp4", "bob.mp4", "known.mp4", ".hidden", "arriving.mp4"):
+        (inbox / path).write_text("video")
+    for path in [*inbox.rglob("*"), inbox]:
+        os.utime(path, (0, 0))
+    os.utime(inbox / "arriving.mp4")
+    known = [
+        Subject("other", inbox / "known.mp4", "auto", {}),
+        Subject("bob", tmp_path / "elsewhere.mp4", "auto", {}),
+    ]
+    found = [(each.name, each.capture.name) for each in arrivals(inbox, known, quiet=60)]
+    assert found == [("Anna-M-ller", "Anna Müller"), ("bob-2", "bob.mp4")]
+    assert list(arrivals(tmp_path / "none", known, 60)) == []
+
+
+def test_an_inbox_leaves_failed_subjects_to_a_person(clones: Path) -> None:
+    with inside(clones / "one"):
+        assert unfinished(["ann", "bob"]) == ["ann", "bob"]
+        (clones / "one" / "stage.py").write_text("import sys; sys.exit('error: too dark.')")
+        with pytest.raises(stage_process.StageFailed, match="too dark"):
+            making.make("ingest@ann", threads=1)
+        assert unfinished(["ann", "bob"]) == ["bob"]
+        (clones / "one" / "stage.py").write_text("import os; os.kill(os.getpid(), 9)")
+        with pytest.raises(stage_process.StageFailed, match="killed"):
+            making.make("ingest@bob", threads=1)
+        assert unfinished(["ann", "bob"]) == ["bob"], "a kill is nobody's mistake"
+
+
+def test_deployments_name_flows_that_take_their_parameters() -> None:
+    from prefect.flows import load_flow_from_entrypoint
+
+    deployments = YAML(typ="safe").load(ROOT / "prefect.yaml")["deployments"]
+    assert {each["name"] for each in deployments} == {"subject", "batch", "watch"}
+    for each in deployments:
+        flow = load_flow_from_entrypoint(str(ROOT / each["entrypoint"]))
+        assert flow.name == each["name"]
+        flow.validate_parameters(each.get("parameters", {}))
+
+
+def test_no_server_hears_of_artifacts_unless_one_is_configured(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    made: list[str] = []
+    monkeypatch.setattr(server, "_create", lambda kind, **content: made.append(content["key"]))
+    monkeypatch.setattr(server, "ARTIFACTS", tmp_path)
+    (tmp_path / "ann" / "tracking").mkdir(parents=True)
+    picture = encode_jpeg(np.zeros((900, 1600, 3), np.uint8))
+    (tmp_path / "ann" / "tracking" / "preview.jpg").write_bytes(picture)
+    monkeypatch.setattr(server, "in_use", lambda: False)
+    server.show_preview("tracking@ann")
+    with server.progress("tracking@ann"):
+        pass
+    assert made == []
+    monkeypatch.setattr(server, "in_use", lambda: True)
+    server.show_preview("tracking@ann")
+    server.show_preview("tracking@missing")
+    with server.progress("tracking@ann"):
+        pass
+    assert made == ["preview-tracking-ann", "progress-tracking-ann"]
+    assert decode_image(server._small(picture)).shape == (360, 640, 3)
