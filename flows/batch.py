@@ -3,13 +3,19 @@
 from __future__ import annotations
 
 from prefect import flow
+from prefect.runtime import flow_run
 
 from flows.machines import Runner
 from flows.subject import Result, make_subjects
 from tasks.parameters import STAGES
 
 
-@flow(name="batch", flow_run_name="batch of {subjects}", persist_result=False)
+def _run_name() -> str:
+    subjects = flow_run.parameters.get("subjects")
+    return f"batch of {', '.join(subjects)}" if subjects else "batch of all"
+
+
+@flow(name="batch", flow_run_name=_run_name, persist_result=False)
 def batch_flow(
     subjects: list[str] | None = None,
     until: str = STAGES[-1],

@@ -66,6 +66,7 @@ def progress(name: str) -> Iterator[None]:
     thread.start()
     try:
         yield
+        _move(artifact, 100.0)
     finally:
         stop.set()
         thread.join()
@@ -84,15 +85,20 @@ def fail_deployment(errors: Sequence[str]) -> None:
 
 
 def _follow(name: str, artifact: Any, stop: threading.Event) -> None:
-    from prefect.artifacts import update_progress_artifact
-
     shown = 0.0
-    while artifact is not None and not stop.wait(EVERY):
+    while not stop.wait(EVERY):
         known = read_progress(name)
         if known and known.total and known.done != shown:
             shown = known.done
-            with suppress(Exception):
-                update_progress_artifact(artifact, progress=100.0 * known.done / known.total)
+            _move(artifact, 100.0 * known.done / known.total)
+
+
+def _move(artifact: Any, percent: float) -> None:
+    from prefect.artifacts import update_progress_artifact
+
+    if artifact is not None:
+        with suppress(Exception):
+            update_progress_artifact(artifact, progress=percent)
 
 
 def _create(kind: str, **content: Any) -> Any:
