@@ -24,7 +24,7 @@ from tasks.stage import Inputs
 
 SPLITS = Splits(test_sequences=("FREE",))
 TINY: dict[str, dict[str, Any]] = {
-    "ingest": {"size": 128},
+    "ingest": {"image_size": 128},
     "geometry": {"steps": 25, "image_size": 64, "resolution": 16, "output_resolution": 20},
     "avatar": {"steps": 40, "gaussians": 1500, "width": 16, "crop": 64},
     "evaluation": {"max_views": 4, "video_frames": 4},

@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import get_args
 
 import numpy as np
 import pytest
+from dvc_data.hashfile.meta import Meta
+from pydantic import BaseModel
 from ruamel.yaml import YAML
 
 from flows import dvc_bridge, machines, making, server, stage_process
@@ -20,8 +24,9 @@ from flows.inbox import arrivals, unfinished
 from flows.resources import Capacity, claim_gpu
 from gha_core.artifacts.images import decode_image, encode_jpeg
 from gha_core.errors import ArtifactError, ParameterError
+from gha_core.splits import Splits
 from tasks.needs import NEEDS, Needs
-from tasks.parameters import STAGES, Subject
+from tasks.parameters import STAGES, Subject, params_type
 
 ROOT = Path(__file__).parents[1]
 
@@ -43,24 +48,30 @@ stages:
       deps: ["data/subjects/${key}/ingest", stage.py]
       params: [matting]
       metrics: ["data/subjects/${key}/matting/metrics.json"]
+      plots: ["data/subjects/${key}/matting/images"]
       outs: ["data/subjects/${key}/matting/alpha"]
 """
 SCRIPT = """
 import sys
 from pathlib import Path
+from ruamel.yaml import YAML
 stage, subject = sys.argv[1:]
-with open("data/runs", "a") as runs:
+Path("data/logs").mkdir(exist_ok=True)
+with open("data/logs/runs", "a") as runs:
     runs.write(f"{stage}@{subject} ")
 out = Path("data/subjects", subject, stage)
 out.mkdir(parents=True, exist_ok=True)
 if stage == "ingest":
     text = Path("data/captures", subject).read_text()
-    (out / "text").write_text(text)
+    times = YAML(typ="safe").load(Path("params.yaml"))["ingest"]["images"]
+    (out / "text").write_text(" ".join([text] * times))
     (out / "more").write_text(text * 2)
 else:
     text = Path("data/subjects", subject, "ingest", "text").read_text()
     (out / "alpha").write_text(text.upper())
-    (out / "metrics.json").write_text("{}")
+    (out / "metrics.json").write_text(f'{{"words": {len(text.split())}}}')
+    (out / "images").mkdir(exist_ok=True)
+    (out / "images" / "curve.svg").write_text(f"<svg><text>{text}</text></svg>")
 print("made", stage, "of", subject)
 """
 SECTIONS = "".join(f"    {name}: {{}}\n" for name in ("splits", *STAGES))
@@ -75,7 +86,7 @@ def clones(dvc_project: Path) -> Path:
         subprocess.run(["git", "init", "-q", str(root)], check=True)
         (root / "dvc.yaml").write_text(DVC_YAML)
         (root / "stage.py").write_text(SCRIPT)
-        (root / "params.yaml").write_text("{ingest: {size: 1}, matting: {}}")
+        (root / "params.yaml").write_text("{ingest: {images: 1}, matting: {}}")
         entries = "".join(
             f"  {s}:\n    capture: {dvc_project / s}\n    format: auto\n{SECTIONS}"
             for s in ("ann", "bob")
@@ -104,7 +115,7 @@ def inside(folder: Path) -> Iterator[None]:
 
 
 def runs(clone: Path) -> list[str]:
-    path = clone / "data" / "runs"
+    path = clone / "data" / "logs" / "runs"
     return path.read_text().split() if path.exists() else []
 
 
@@ -161,9 +172,9 @@ def test_a_worker_without_the_drivers_state_says_what_differs(clones: Path) -> N
         file.write("# newer\n")
     with pytest.raises(ArtifactError, match=r"stage\.py is not what the driver has.*git pull"):
         send(clones, "ingest@ann", "one", {})
-    (clones / "two" / "params.yaml").write_text("{ingest: {size: 2}, matting: {}}")
+    (clones / "two" / "params.yaml").write_text("{ingest: {images: 2}, matting: {}}")
     with pytest.raises(
-        ArtifactError, match=r"params\.yaml: ingest\.size is 2 here and 1 for the driver"
+        ArtifactError, match=r"params\.yaml: ingest\.images is 2 here and 1 for the driver"
     ):
         send(clones, "ingest@ann", "two", {})
     assert not (clones / "two" / "data" / "subjects").exists()
@@ -302,3 +313,59 @@ def test_no_server_hears_of_artifacts_unless_one_is_configured(
         pass
     assert made == ["preview-tracking-ann", "progress-tracking-ann"]
     assert decode_image(server._small(picture)).shape == (360, 640, 3)
+
+
+@pytest.mark.slow
+def test_experiments_differences_and_plots_of_stock_dvc(clones: Path) -> None:
+    root = clones / "driver"
+    with inside(root):
+        git("add", "-A")
+        git("commit", "-qm", "as it is")
+        dvc("repro", "-q", "ingest@ann", "matting@ann")
+        git("add", "-f", "dvc.lock")  # what `metrics diff` compares with
+        git("commit", "-qm", "made")
+        dvc("exp", "run", "-q", "-S", "ingest.images=2", "matting@ann")
+        assert runs(Path()) == ["ingest@ann", "matting@ann"] * 2
+        assert [stage.reasons for stage in dvc_bridge.plan(["ann"])] == [(), ()]
+        (row,) = [line for line in dvc("metrics", "diff").splitlines() if "words" in line]
+        assert row.split()[1:] == ["words", "3", "6", "3"]
+        dvc("plots", "diff", "HEAD")
+        page = Path("dvc_plots/index.html").read_text()
+    assert page.count("curve.svg") >= 2
+    assert not re.search(r'<script[^>]+src|(?:src|href)="(?:https?:)?//', page), (
+        "the page loads something"
+    )
+
+
+def git(*arguments: str) -> None:
+    person = ["-c", "user.name=a", "-c", "user.email=a@b"]
+    subprocess.run(["git", *person, *arguments], check=True)
+
+
+def dvc(*arguments: str) -> str:
+    path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
+    done = subprocess.run(
+        [sys.executable, "-m", "dvc", *arguments],
+        capture_output=True,
+        text=True,
+        env={**os.environ, "PATH": path},
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def test_no_parameter_has_a_name_that_dvcs_run_cache_leaves_out() -> None:
+    """DVC 3.67 drops every key named size or nfiles, however deep, from the key of a run: with
+    ``ingest.size`` it gave the images of another size back as if they had just been made."""
+
+    def names(model: type[BaseModel]) -> Iterator[str]:
+        for name, field in model.model_fields.items():
+            yield name
+            for inner in [field.annotation, *get_args(field.annotation)]:
+                if isinstance(inner, type) and issubclass(inner, BaseModel):
+                    yield from names(inner)
+
+    found = {name for model in (Splits, *map(params_type, STAGES)) for name in names(model)}
+    assert {"image_size", "test_cameras", "steps"} <= found
+    assert not found & {Meta.PARAM_SIZE, Meta.PARAM_NFILES}
