@@ -13,6 +13,7 @@ from contextlib import contextmanager, suppress
 from typing import Any
 
 import cv2
+import numpy as np
 
 from flows.display import ARTIFACTS, score_table
 from flows.stage_process import StageFailed, read_progress
@@ -119,8 +120,7 @@ def _key(what: str, name: str) -> str:
 def _small(picture: bytes) -> bytes:
     image = decode_image(picture)
     height, width = image.shape[:2]
-    if width > WIDTH:
-        image = cv2.resize(
-            image, (WIDTH, round(height * WIDTH / width)), None, 0, 0, cv2.INTER_AREA
-        )
-    return encode_jpeg(image, 85)
+    if width <= WIDTH:
+        return picture
+    size = (WIDTH, round(height * WIDTH / width))
+    return encode_jpeg(cv2.resize(image, size, None, 0, 0, cv2.INTER_AREA).astype(np.uint8), 85)

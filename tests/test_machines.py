@@ -7,13 +7,16 @@ import re
 import shutil
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 from typing import get_args
 
 import numpy as np
 import pytest
+from distributed import LocalCluster
 from dvc_data.hashfile.meta import Meta
 from pydantic import BaseModel
 from ruamel.yaml import YAML
@@ -21,6 +24,7 @@ from ruamel.yaml import YAML
 from flows import dvc_bridge, machines, making, server, stage_process
 from flows.dvc_bridge import Entry, Outcome
 from flows.inbox import arrivals, unfinished
+from flows.machines import Here, Workers
 from flows.resources import Capacity, claim_gpu
 from gha_core.artifacts.images import decode_image, encode_jpeg
 from gha_core.errors import ArtifactError, ParameterError
@@ -52,13 +56,16 @@ stages:
       outs: ["data/subjects/${key}/matting/alpha"]
 """
 SCRIPT = """
-import sys
+import ctypes, signal, sys, time
 from pathlib import Path
 from ruamel.yaml import YAML
+ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # as tasks.__main__ does: it dies with its parent
 stage, subject = sys.argv[1:]
 Path("data/logs").mkdir(exist_ok=True)
 with open("data/logs/runs", "a") as runs:
     runs.write(f"{stage}@{subject} ")
+if Path(subject + ".slow").exists():
+    time.sleep(60)
 out = Path("data/subjects", subject, stage)
 out.mkdir(parents=True, exist_ok=True)
 if stage == "ingest":
@@ -369,3 +376,73 @@ def test_no_parameter_has_a_name_that_dvcs_run_cache_leaves_out() -> None:
     found = {name for model in (Splits, *map(params_type, STAGES)) for name in names(model)}
     assert {"image_size", "test_cameras", "steps"} <= found
     assert not found & {Meta.PARAM_SIZE, Meta.PARAM_NFILES}
+
+
+def start_worker(clone: Path, address: str) -> subprocess.Popen[bytes]:
+    arguments = ["--nthreads", "1", "--no-nanny", "--no-dashboard", "--host", "127.0.0.1"]
+    with (clone / "worker.log").open("wb") as log:
+        return subprocess.Popen(
+            [sys.executable, "-m", "distributed.cli.dask_worker", address, *arguments],
+            cwd=clone,
+            stdout=log,
+            stderr=log,
+        )
+
+
+@pytest.mark.slow
+def test_a_lost_worker_costs_its_stage_and_one_with_other_code_is_refused(
+    clones: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(clones / "driver")
+    with LocalCluster(n_workers=0, dashboard_address=None, host="127.0.0.1") as cluster:
+        address = cluster.scheduler_address
+        with pytest.raises(ParameterError, match="has no workers"):
+            machines.check_runner("dask", address)
+        workers = {name: start_worker(clones / name, address) for name in ("one", "two")}
+        try:
+            cluster.wait_for_workers(2, timeout=60)
+            with machines.hands("dask", address, 1) as hands:
+                assert hands.capacity.slots == 2
+                kill_in_the_middle(clones, workers, hands)
+            survivor = next(name for name, each in workers.items() if each.poll() is None)
+            with (clones / survivor / "stage.py").open("a") as file:
+                file.write("# newer")
+            with pytest.raises(ParameterError, match=rf"/{survivor} has other code.*stage\.py"):
+                machines.check_runner("dask", address)
+        finally:
+            for worker in workers.values():
+                worker.kill()
+                worker.wait()
+
+
+def kill_in_the_middle(
+    clones: Path, workers: dict[str, subprocess.Popen[bytes]], hands: Here | Workers
+) -> None:
+    """Of ingest@ann, by SIGKILL of its worker; the other one makes it and what follows."""
+    for name in workers:
+        (clones / name / "ann.slow").touch()
+    first, second = dvc_bridge.plan(["ann"])
+    with ThreadPoolExecutor() as pool:
+        future = pool.submit(hands.make, first, {})
+        while not (busy := [name for name in workers if runs(clones / name)]):
+            time.sleep(0.05)
+        (victim,) = busy
+        for name in workers:
+            (clones / name / "ann.slow").unlink()
+        workers[victim].kill()
+        outcome = future.result()
+    (other,) = set(workers) - {victim}
+    assert outcome.entry
+    assert outcome.how == "ran"
+    assert (runs(clones / victim), runs(clones / other)) == (["ingest@ann"], ["ingest@ann"])
+    record = stage_process.read_record("ingest@ann")
+    assert record
+    assert record.state == "done"
+    assert "made ingest of ann" in stage_process.log_path("ingest@ann").read_text()
+
+    made = {"ingest@ann": outcome.entry}
+    made["matting@ann"] = hands.make(second, made).entry or {}
+    dvc_bridge.commit(made)
+    hands.collect(made)
+    assert not any(stage.reasons for stage in dvc_bridge.plan(["ann"]))
+    assert runs(clones / "driver") == []
