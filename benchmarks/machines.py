@@ -6,7 +6,8 @@ Five clones of a small project with this repository's dvc.yaml and stages that o
 two workers, and one more. What must hold:
 
 1. a batch of four subjects is split over both workers;
-2. kill -9 of a worker in the middle of a stage costs that stage only: executions = stages + 1;
+2. kill -9 of a worker in the middle of a stage costs that stage only: executions = stages + 1
+   (another worker is started in its clone, as a nanny or Slurm would);
 3. afterwards ``gha run`` in the driver's clone and stock ``dvc status`` find nothing to do;
 4. a third clone with the driver's dvc.lock restores everything by ``dvc pull`` and ``gha run``
    with no execution.
@@ -156,7 +157,8 @@ def measure(home: Path, quick: bool) -> dict[str, object]:
         batch = driver.start("-c", "from flows.cli import app; app()", "run", "--until", until,
                              "--runner", "dask", "--scheduler", address)  # fmt: skip
         processes.append(batch)
-        victim, killed_at = _kill_in_a_stage(one, two, batch)
+        victim, killed_at = _kill_in_a_stage(one, two, batch, after=1 if quick else 6)
+        processes.append(_worker(one, address))
         status = batch.wait(timeout=600)
         wall = time.time() - began
         runs = one.runs() + two.runs()
@@ -194,9 +196,11 @@ def _worker(clone: Clone, address: str) -> subprocess.Popen[bytes]:
                        "--no-dashboard", "--no-nanny", "--host", "127.0.0.1")  # fmt: skip
 
 
-def _kill_in_a_stage(one: Clone, two: Clone, batch: subprocess.Popen[bytes]) -> tuple[str, str]:
-    """SIGKILL the worker of ``one`` in the middle of its second stage; then start another."""
-    while len(one.runs()) < 2 or not two.runs():
+def _kill_in_a_stage(
+    one: Clone, two: Clone, batch: subprocess.Popen[bytes], after: int
+) -> tuple[str, str]:
+    """SIGKILL the worker of ``one`` in the middle of a stage, its first ``after`` stages done."""
+    while len(one.runs()) <= after or not two.runs():
         if batch.poll() is not None:
             log = (Path(one.root).parent / "driver" / "process.log").read_text()
             sys.exit(f"The batch ended before a worker could be killed:\n{log}")

@@ -8,6 +8,7 @@ else; it never writes ``dvc.lock``. When one is lost, Dask gives its stages to o
 
 from __future__ import annotations
 
+import logging
 import os
 import socket
 import time
@@ -156,6 +157,7 @@ def hands(runner: Runner, scheduler: str | None, jobs: int) -> Iterator[Here | W
         from distributed import Client, LocalCluster
     except ImportError:
         raise ParameterError(NO_DASK) from None
+    logging.getLogger("distributed").setLevel(logging.CRITICAL)  # what matters we say ourselves
     if scheduler is None:
         # One process per job, so that one that is lost takes no other stage with it.
         with (
