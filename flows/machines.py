@@ -1,9 +1,9 @@
 """Stages on the workers of a Dask cluster: orders travel through Dask, artifacts through DVC.
 
 Prefect stays with the driver: its task waits while a worker does the work. (prefect-dask moves the
-task itself to the worker, where it needs Prefect's API: unless you run a server, every worker
-starts one of its own.) A worker needs a clone at the driver's commit and the DVC remote, nothing
-else; it never writes ``dvc.lock``. When one is lost, Dask gives its stages to others.
+task itself to the worker, where it needs Prefect's API, and the temporary server of a driver cannot
+be reached from another machine.) A worker needs a clone at the driver's commit and the DVC remote,
+nothing else; it never writes ``dvc.lock``. When one is lost, Dask gives its stages to others.
 """
 
 from __future__ import annotations

@@ -227,6 +227,16 @@ def test_capacity_counts_slots_memory_and_gpus(monkeypatch: pytest.MonkeyPatch) 
     assert Capacity(3, 1).allows("avatar@a", []), "one alone always may"
 
 
+def test_a_stage_gets_its_share_of_the_cores_and_no_more_than_it_needs(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("os.cpu_count", lambda: 8)
+    assert machines._threads("avatar@ann", 1) == 8
+    assert machines._threads("avatar@ann", 3) == 2
+    assert machines._threads("avatar@ann", 20) == 1
+    assert machines._threads("tracking@ann", 1) == 1, "its bytes are to depend on nothing else"
+
+
 CLAIM = """
 import sys
 from flows.resources import claim_gpu
