@@ -1,6 +1,6 @@
 """Two workers in two clones with one DVC remote, on this machine; one of them is killed.
 
-    python benchmarks/machines.py [--quick] [--json FILE]
+    python -m benchmarks.machines [--quick] [--json FILE]
 
 Five clones of a small project with this repository's dvc.yaml and stages that only sleep: a driver,
 two workers, and one more. What must hold:
