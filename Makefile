@@ -11,6 +11,7 @@ install: .venv/.assets
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "gha needs Python 3.11 or newer: make PYTHON=python3.11")'
 	$(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --disable-pip-version-check --quiet -c constraints.txt -e '.[dev]'
+	@git config merge.dvc-lock.driver '$(BIN)/gha merge-lock %O %A %B' || true
 	@touch $@
 
 # Model files from pinned wheels, and the head model that is built from them once.

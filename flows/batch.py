@@ -20,9 +20,10 @@ def batch_flow(
     subjects: list[str] | None = None,
     until: str = STAGES[-1],
     jobs: int = 1,
+    keep_going: bool = True,
     runner: Runner = "threads",
     scheduler: str | None = None,
 ) -> list[Result]:
     """Make the stages of ``subjects`` (None: all) fresh, up to ``until``; one that fails stops no
     other."""
-    return make_subjects(subjects or [], until, jobs, runner, scheduler)
+    return make_subjects(subjects or [], until, jobs, keep_going, runner, scheduler)

@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import json
+import os
 import signal
 import subprocess
 import sys
-from collections.abc import Sequence
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -75,6 +80,7 @@ def _subject_names(incomplete: str) -> list[str]:
 
 
 Name = Annotated[str, typer.Argument(help="The subject.", autocompletion=_subject_names)]
+Stage_ = Annotated[str, typer.Argument(metavar="STAGE", help="One of the stages.")]
 Names = Annotated[list[str] | None, typer.Argument(help="Subjects.", autocompletion=_subject_names)]
 
 
@@ -124,9 +130,22 @@ def run(
         bool, typer.Option("--all", help="All subjects (also if none is named).")
     ] = False,
     until: Annotated[str, typer.Option(help="Stop after this stage.")] = "evaluation",
+    since: Annotated[
+        str,
+        typer.Option(
+            "--from",
+            help="Run this stage and later ones only; a mistake if what they read is not fresh.",
+        ),
+    ] = "ingest",
     jobs: Annotated[
         int, typer.Option("--jobs", "-j", min=1, help="Stages at a time; they share the cores.")
     ] = 1,
+    keep_going: Annotated[
+        bool, typer.Option(help="After a failure, go on with what does not need it.")
+    ] = True,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Only say what would run, and why.")
+    ] = False,
     runner: Annotated[str, typer.Option(help="threads, or dask: on Dask workers.")] = "threads",
     scheduler: Annotated[
         str | None, typer.Option(help="The Dask scheduler's address; without, one is started here.")
@@ -135,43 +154,164 @@ def run(
     """Make everything of these subjects fresh: run what changed and what follows from it.
 
     Unchanged stages are cached, earlier results are restored. Kill it whenever you like: run it
-    again and it goes on from there.
+    again and it goes on from there. Ctrl-C ends it in good order, a second one at once.
     """
     from flows import project
 
     project.enter()
-    _run(_chosen(names if not all else None), until, jobs, runner, scheduler)
+    chosen = _chosen(names if not all else None)
+    _run(chosen, since, until, jobs, keep_going, dry_run, runner, scheduler)
 
 
 @app.command()
-def status(names: Names = None) -> None:
+def status(
+    names: Names = None,
+    as_json: Annotated[bool, typer.Option("--json", help="For programs.")] = False,
+) -> None:
     """Show subject by stage: fresh, stale and why, failed, missing, running."""
     from flows import project
 
     project.enter()
     subjects = _chosen(names)
     from flows import display, dvc_bridge
-    from flows.stage_process import log_path, read_record
 
-    stages = dvc_bridge.plan(subjects)
-    states: dict[str, dict[str, str]] = {subject: {} for subject in subjects}
-    notes = []
-    for stage in stages:
-        record = read_record(stage.name)
-        state = "fresh"
-        if record and record.state == "running":
-            state = "running"
-        elif stage.reasons:
-            state = "stale" if stage.exists else "missing"
-            if record and record.state == "failed":
-                state = "failed"
-                notes.append(f"{stage.name} failed: {record.error} Log: {log_path(stage.name)}")
-            elif not stage.reasons[0].startswith("follows") and stage.reasons != ("never run",):
-                notes.append(f"{stage.name}: {'; '.join(stage.reasons)}")
-        states[stage.subject][stage.stage] = state
-    console.print(display.status_table(states))
-    for note in notes:
-        console.print(note, highlight=False, markup=False, soft_wrap=True)
+    states = [display.state(stage) for stage in dvc_bridge.plan(subjects)]
+    if as_json:
+        print(json.dumps([asdict(state) for state in states], indent=1))
+        return
+    console.print(display.status_table({(s.subject, s.stage): s.state for s in states}))
+    for failed in (state for state in states if state.state == "failed"):
+        line = f"{failed.stage}@{failed.subject} failed: {failed.error} Log: {failed.log}"
+        console.print(line, highlight=False, markup=False, soft_wrap=True)
+    stale = [s for s in states if s.state == "stale" and not s.reasons[0].startswith("follows")]
+    for stages, who, why in display.grouped((s.stage, s.subject, s.reasons) for s in stale):
+        console.print(f"{stages} of {who}: {why}", highlight=False, markup=False, soft_wrap=True)
+
+
+@app.command()
+def why(name: Name, stage: Stage_) -> None:
+    """Say why a stage would run: what it reads that changed, and so back to the first cause."""
+    stages = _planned(name, stage)
+    from flows import dvc_bridge
+
+    wanted = f"{stage}@{name}"
+    if not stages[wanted].reasons:
+        console.print(f"{wanted} is fresh: nothing that it reads has changed.", highlight=False)
+    for each in [wanted, *dvc_bridge.ancestors(stages, wanted)]:
+        for reason in stages[each].reasons:
+            console.print(f"{each}: {reason}", highlight=False, markup=False, soft_wrap=True)
+
+
+@app.command()
+def accept(name: Name, stage: Stage_) -> None:
+    """Keep the outputs of a stage although its code was edited, because the edit changes nothing.
+
+    Refuses if anything but code changed, or if its outputs or what it reads are not fresh.
+    """
+    _planned(name, stage)
+    from flows import dvc_bridge
+
+    accepted = dvc_bridge.accept(f"{stage}@{name}")
+    if not accepted:
+        console.print(f"{stage}@{name} is fresh: there is nothing to accept.", highlight=False)
+    for reason in accepted:
+        console.print(f"{stage}@{name}: accepted that {reason}", highlight=False, markup=False)
+
+
+@app.command()
+def logs(
+    name: Name,
+    stage: Stage_,
+    follow: Annotated[
+        bool, typer.Option("--follow", "-f", help="Go on until the stage ends.")
+    ] = False,
+) -> None:
+    """Print what the latest run of a stage printed."""
+    from flows import project
+    from flows.stage_process import follow_log, log_path
+    from gha_core.errors import ArtifactError
+    from tasks.parameters import STAGES
+
+    project.enter()
+    _chosen([name])
+    _check_stage(stage, STAGES)
+    if not log_path(f"{stage}@{name}").exists():
+        raise ArtifactError(f"{stage}@{name} has not run yet on this machine.")
+    for text in follow_log(f"{stage}@{name}", follow):
+        sys.stdout.write(text)
+        sys.stdout.flush()
+
+
+@app.command()
+def fsck() -> None:
+    """Read every artifact again and mend what is damaged, from the workspace or the remote."""
+    from flows import project, upkeep
+
+    project.enter()
+    remaining = mended = 0
+    with console.status("Reading all artifacts …"):
+        for found in upkeep.check():
+            mended, remaining = mended + bool(found.mended), remaining + (not found.mended)
+            end = found.mended or f"[bold red]{escape(found.todo)}[/]"
+            console.print(
+                f"{found.stage}: {escape(str(found.file))} {found.wrong}: {end}",
+                highlight=False,
+                soft_wrap=True,
+            )
+    if not remaining:
+        console.print(
+            f"Everything is sound. Mended: {mended}." if mended else "Everything is sound."
+        )
+        return
+    console.print(f"Mended: {mended}; left: {remaining}.")
+    raise typer.Exit(STAGE_FAILED)
+
+
+@app.command()
+def prune(
+    yes: Annotated[bool, typer.Option("--yes", help="Do it; else only say what would go.")] = False,
+    cache: Annotated[
+        bool,
+        typer.Option(
+            "--cache",
+            help="Also all cached results but those of dvc.lock as it is now and in any commit "
+            "(dvc gc --all-commits): going back to other parameters will run again.",
+        ),
+    ] = False,
+) -> None:
+    """Remove what subjects left behind that are no longer in subjects.yaml."""
+    from flows import project, upkeep
+
+    project.enter()
+    left = upkeep.leftovers()
+    for entry in left.entries:
+        console.print(f"dvc.lock: {entry}", highlight=False)
+    for path in left.folders:
+        console.print(f"{path}{' (the link)' if path.is_symlink() else ''}", highlight=False)
+    found = bool(left.entries or left.folders)
+    if yes:
+        upkeep.remove(left)
+    if cache:
+        console.print("Cached results:" if yes else "Cached results that would go, says DVC:")
+        arguments = ["gc", "--workspace", "--all-commits", "--force"]
+        subprocess.run(
+            [sys.executable, "-m", "dvc", *arguments, *([] if yes else ["--dry"])], check=False
+        )
+    if yes and (found or cache):
+        console.print("Removed.")
+    elif found or cache:
+        console.print("Nothing was removed yet. To do it, add --yes.")
+    else:
+        console.print("Nothing is left of removed subjects.")
+
+
+@app.command(hidden=True)
+def merge_lock(base: Path, ours: Path, theirs: Path) -> None:
+    """Git's merge driver for dvc.lock; ``make install`` tells git about it."""
+    from flows import lock_file
+
+    merged = lock_file.merge(base.read_text(), ours.read_text(), theirs.read_text())
+    lock_file.replace(ours, merged)
 
 
 @app.command()
@@ -287,7 +427,7 @@ def demo(
         if not (demo.STUDIO / name).exists():
             console.print(f"Filming the synthetic person {name} …")
         demo.register(name)
-    _run(_chosen(names), "evaluation", jobs)
+    _run(_chosen(names), jobs=jobs)
 
 
 def _chosen(names: Sequence[str] | None) -> list[str]:
@@ -299,36 +439,62 @@ def _chosen(names: Sequence[str] | None) -> list[str]:
     subjects = project.tidy()
     if not subjects:
         raise ParameterError("There are no subjects yet. Add one: gha add NAME PATH, or: gha demo")
-    return [find_subject(Path(), name).name for name in dict.fromkeys(names or subjects)]
+    for name in names or ():
+        find_subject(Path(), name)
+    return list(dict.fromkeys(names or subjects))
+
+
+def _check_stage(stage: str, known: Sequence[str]) -> None:
+    from gha_core.errors import ParameterError
+
+    if stage not in known:
+        raise ParameterError(f"There is no stage {stage!r}; the stages are: {', '.join(known)}.")
+
+
+def _planned(name: str, stage: str) -> dict[str, Stage]:
+    """All stages of a subject as they are now, by name."""
+    from flows import project
+    from tasks.parameters import STAGES
+
+    project.enter()
+    _chosen([name])
+    _check_stage(stage, STAGES)
+    from flows import dvc_bridge
+
+    return {planned.name: planned for planned in dvc_bridge.plan([name])}
 
 
 def _run(
     subjects: list[str],
-    until: str,
-    jobs: int,
+    since: str = "ingest",
+    until: str = "evaluation",
+    jobs: int = 1,
+    keep_going: bool = True,
+    dry_run: bool = False,
     runner: str = "threads",
     scheduler: str | None = None,
 ) -> None:
-    from gha_core.errors import ParameterError
     from tasks.parameters import STAGES
 
-    if until not in STAGES:
-        raise ParameterError(f"There is no stage {until!r}; the stages are: {', '.join(STAGES)}.")
+    _check_stage(since, STAGES)
+    _check_stage(until, STAGES)
     from flows import display, dvc_bridge
 
-    stages = dvc_bridge.plan(subjects)
-    if until != STAGES[-1]:
-        stages = [s for s in stages if STAGES.index(s.stage) <= STAGES.index(until)]
+    stages = _between(dvc_bridge.plan(subjects), since, until, STAGES)
     dirty = [stage for stage in stages if stage.reasons]
+    if dirty:
+        console.print(display.reason_table(dirty))
+    if dry_run:
+        console.print(f"{len(dirty)} of {len(stages)} stages would run.", highlight=False)
+        return
     outcomes = {stage.name: "cached" for stage in stages}
     failed: list[Result] = []
     if dirty:
-        _announce(dirty)
         from flows.machines import check_runner
 
         checked = check_runner(runner, scheduler)
         _check_parameters(sorted({stage.subject for stage in dirty}))
-        results = _make(dirty, subjects, until, jobs, checked, scheduler)
+        results = _make(dirty, subjects, until, jobs, keep_going, checked, scheduler)
         words = {"ran": "done", "fresh": "unchanged"}
         outcomes |= {result.name: words.get(result.how, result.how) for result in results}
         failed = [result for result in results if result.how == "failed"]
@@ -336,22 +502,36 @@ def _run(
     if scores := display.score_table(subjects):
         console.print()
         console.print(scores)
-    for subject in subjects:
-        if display.report_path(subject).exists():
-            path = display.report_path(subject).resolve()
-            console.print(f"report: {path}", highlight=False, soft_wrap=True)
+    for line in display.report_lines(subjects):
+        console.print(line, highlight=False, soft_wrap=True)
     if failed:
         _explain(failed)
+    if _interrupted():
+        console.print("Interrupted. What is finished is kept; run again to go on.")
+        raise typer.Exit(INTERRUPTED)
+    if failed:
         raise typer.Exit(STAGE_FAILED)
 
 
-def _announce(dirty: Sequence[Stage]) -> None:
-    table = Table(box=None, header_style="bold", pad_edge=False)
-    table.add_column("to run", no_wrap=True)
-    table.add_column("because")
-    for stage in dirty:
-        table.add_row(stage.name, "; ".join(stage.reasons))
-    console.print(table)
+def _between(stages: Sequence[Stage], since: str, until: str, order: Sequence[str]) -> list[Stage]:
+    """The stages from ``since`` to ``until``.
+
+    Raises:
+        ParameterError: an earlier one is not fresh, and they would read it.
+    """
+    from gha_core.errors import ParameterError
+
+    first, last = order.index(since), order.index(until)
+    if last < first:
+        raise ParameterError(f"--until {until} comes before --from {since}.")
+    early = [s.name for s in stages if s.reasons and order.index(s.stage) < first]
+    if early:
+        more = f" and {len(early) - 3} more" if len(early) > 3 else ""
+        raise ParameterError(
+            f"--from {since}: {', '.join(early[:3])}{more} must run first. Leave --from out; what "
+            "would run and why says: gha run --dry-run"
+        )
+    return [s for s in stages if first <= order.index(s.stage) <= last]
 
 
 def _check_parameters(subjects: Sequence[str]) -> None:
@@ -372,33 +552,62 @@ def _make(
     subjects: list[str],
     until: str,
     jobs: int,
+    keep_going: bool,
     runner: Runner,
     scheduler: str | None,
 ) -> list[Result]:
     from flows import display, stage_process
 
-    def interrupted(*_: object) -> None:
-        stage_process.stop_all()
-        raise KeyboardInterrupt
-
-    signal.signal(signal.SIGINT, interrupted)
     console.print("Starting the scheduler …", style="dim")
-    from flows.batch import batch_flow
-    from flows.subject import subject_flow
+    stage_process.end_left_behind()
+    stage_process.mark()
+    with _ending_on_interrupt(), display.watching([stage.name for stage in dirty], jobs, console):
+        from flows.batch import batch_flow
+        from flows.subject import subject_flow
 
+        if len(subjects) == 1:
+            return subject_flow(subjects[0], until, jobs, keep_going, runner, scheduler)
+        return batch_flow(subjects, until, jobs, keep_going, runner, scheduler)
+
+
+@contextmanager
+def _ending_on_interrupt() -> Iterator[None]:
+    """First Ctrl-C: no stage starts any more, those that run end, what is finished is kept. Second:
+    out, now.
+
+    A thread waits for it. All others have it blocked, and so has Prefect's server, which would end
+    at the first and leave the flow hanging.
+    """
+
+    def wait() -> None:
+        from flows import stage_process
+
+        signal.sigwait({signal.SIGINT})
+        console.print("Ending … (Ctrl-C again: at once)", style="dim")
+        stage_process.stop()
+        signal.sigwait({signal.SIGINT})
+        stage_process.stop(at_once=True)
+        stage_process.end_left_behind(by=lambda driver: driver == os.getpid())
+        console.show_cursor(True)
+        os._exit(INTERRUPTED)
+
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    threading.Thread(target=wait, daemon=True).start()
     try:
-        with display.watching([stage.name for stage in dirty], console):
-            if len(subjects) == 1:
-                return subject_flow(subjects[0], until, jobs, runner, scheduler)
-            return batch_flow(subjects, until, jobs, runner, scheduler)
-    except KeyboardInterrupt:
-        console.print("Interrupted. What is finished is kept; run again to go on.")
-        raise typer.Exit(INTERRUPTED) from None
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+def _interrupted() -> bool:
+    stages = sys.modules.get("flows.stage_process")
+    return stages is not None and stages.stopped()
 
 
 def _explain(failed: Sequence[Result]) -> None:
     from flows.stage_process import log_path
 
     for result in failed:
-        line = f"[bold red]{result.name} failed:[/] {escape(result.error)}"
+        first = result.error.splitlines()[0]
+        line = f"[bold red]{result.name} failed:[/] {escape(first)}"
         console.print(f"{line}\n  log: {log_path(result.name)}", highlight=False, soft_wrap=True)

@@ -54,7 +54,7 @@ def watch_flow(
             refused.append(f"{arrival.capture}: {error}")
     ours = [subject.name for subject in project.tidy().values() if _is_in(subject, folder)]
     todo = unfinished(ours)
-    results = make_subjects(todo, until, jobs, runner, scheduler) if todo else []
+    results = make_subjects(todo, until, jobs, True, runner, scheduler) if todo else []
     server.fail_deployment(refused)
     return results
 

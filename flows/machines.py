@@ -27,7 +27,7 @@ from flows.stage_process import Record, StageFailed
 from gha_core.errors import GhaError, ParameterError
 
 if TYPE_CHECKING:
-    from distributed import Client
+    from distributed import Client, Future
 
 Runner = Literal["threads", "dask"]
 
@@ -36,6 +36,9 @@ GPU = "GPU"
 
 PATIENCE = 20.0
 """Seconds to wait for a scheduler's answer."""
+
+EVERY = 0.1
+"""Seconds between two looks at a stage on a worker."""
 
 NO_DASK = "--runner dask needs Dask, which is not installed here. Run: pip install -e '.[dask]'"
 
@@ -62,10 +65,6 @@ class Here:
 
     def collect(self, made: Mapping[str, Entry]) -> None:
         """Bring what was made here: it is here."""
-
-    def stop(self) -> None:
-        """End the stages that are running."""
-        stage_process.stop_all()
 
 
 class Workers:
@@ -102,7 +101,7 @@ class Workers:
             work = (_make, name, _threads(name, self._slots))
         key = f"{name}-{uuid4().hex}"
         try:
-            report: Report = self._client.submit(*work, key=key, resources=resources).result()
+            report = self._ended(name, self._client.submit(*work, key=key, resources=resources))
         except Exception as error:  # Dask's own: many types, of which some are only in its tasks
             lost = f"The Dask cluster gave {name} up: {str(error).strip() or type(error).__name__}"
             stage_process.note(name, Record("failed", 0, time.time(), error=lost), f"{lost}\n")
@@ -118,10 +117,14 @@ class Workers:
         if self._travels:
             dvc_bridge.collect(made.values())
 
-    def stop(self) -> None:
-        """End the stages that are running; other drivers' on these workers too."""
-        with suppress(OSError, TimeoutError):
-            self._client.run(stage_process.stop_all)
+    def _ended(self, name: str, future: Future) -> Report:
+        """What the worker reports in the end, which is soon after a stop."""
+        while not future.done():
+            if stage_process.stopped():
+                with suppress(OSError, TimeoutError):
+                    self._client.run(stage_process.end, name)
+            time.sleep(EVERY)
+        return cast(Report, future.result())
 
 
 def check_runner(runner: str, scheduler: str | None) -> Runner:

@@ -17,6 +17,7 @@ from tasks.parameters import (
     Subject,
     check_subject_name,
     read_subjects,
+    read_yaml,
 )
 
 CAPTURES = Path("data", "captures")
@@ -78,9 +79,9 @@ def tidy() -> dict[str, Subject]:
         ParameterError: subjects.yaml or params.yaml has a mistake in its outline.
     """
     subjects = read_subjects(Path())
-    yaml, content = _load()
-    if any(set(SECTIONS) - set(entry) for entry in content["subjects"].values()):
-        _store(yaml, content)
+    entries = (read_yaml(Path(SUBJECTS_FILE)).get("subjects") or {}).values()
+    if any(set(SECTIONS) - set(entry) for entry in entries):
+        _store(*_load())
     for subject in subjects.values():
         link = CAPTURES / subject.name
         if not link.exists() and subject.capture.exists():

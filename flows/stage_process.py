@@ -11,19 +11,31 @@ import os
 import shlex
 import signal
 import sys
+import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from subprocess import DEVNULL, STDOUT, Popen
-from typing import Literal
+from typing import BinaryIO, Literal
 
+from flows import tether
 from gha_core.errors import GhaError
 from gha_core.progress import REPORT_VARIABLE
-from tasks.__main__ import INTERRUPTED, PARENT_VARIABLE, THREADS_VARIABLE, TRY_AGAIN
+from tasks.__main__ import INTERRUPTED, THREADS_VARIABLE, TRY_AGAIN
 
 LOGS = Path("data", "logs")
+DRIVER_VARIABLE = "GHA_DRIVER"
 KILLED = "It was killed"
+INTERRUPTION = "It was interrupted."
+_TETHER = (sys.executable, "-I", "-S", tether.__file__)
+
+# Of this process, because a signal (Ctrl-C) is too: the process groups of its running stages by
+# name, and whether no more may start.
+_running: dict[str, int] = {}
+_changing = threading.Lock()
+_stopped = threading.Event()
 
 
 class StageFailed(GhaError):
@@ -112,6 +124,17 @@ def read_progress(name: str) -> Progress | None:
         return None
 
 
+def follow_log(name: str, follow: bool = True) -> Iterator[str]:
+    """The log of ``stage@subject``, and if ``follow``, how it grows until the stage ends."""
+    with log_path(name).open(errors="replace") as file:
+        while True:
+            record = read_record(name)
+            yield file.read()
+            if not (follow and record and record.state == "running"):
+                return
+            time.sleep(0.3)
+
+
 def run(name: str, command: str, threads: int, variables: Mapping[str, str] | None = None) -> None:
     """Run the command of ``stage@subject`` in the current folder to its end.
 
@@ -125,14 +148,8 @@ def run(name: str, command: str, threads: int, variables: Mapping[str, str] | No
     log.parent.mkdir(parents=True, exist_ok=True)
     progress.unlink(missing_ok=True)
     started = time.time()
-    with log.open("wb") as output:
-        process = Popen(
-            _arguments(command),
-            stdin=DEVNULL,
-            stdout=output,
-            stderr=STDOUT,
-            env={**_environment(progress, threads), **(variables or {})},
-        )
+    environment = {**_environment(progress, threads), **(variables or {})}
+    with log.open("wb") as output, _started(name, command, environment, output) as process:
         _write(name, Record("running", process.pid, started))
         _, status, usage = os.wait4(process.pid, 0)
     code = process.returncode = os.waitstatus_to_exitcode(status)
@@ -149,12 +166,69 @@ def run(name: str, command: str, threads: int, variables: Mapping[str, str] | No
         raise StageFailed(record.error, code in (TRY_AGAIN, -signal.SIGKILL))
 
 
-def stop_all() -> None:
-    """End every stage process that this one started."""
-    for path in LOGS.glob("*/*.json"):
-        record = read_record(f"{path.stem}@{path.parent.name}")
-        if record and record.state == "running" and _parent(record.process) == os.getpid():
-            os.kill(record.process, signal.SIGTERM)
+def stop(at_once: bool = False) -> None:
+    """End every stage process that this one started, and let no other start.
+
+    Args:
+        at_once: kill them; else they may put their things in order.
+    """
+    _stopped.set()
+    for name in list(_running):
+        end(name, at_once)
+
+
+def end(name: str, at_once: bool = False) -> None:
+    """End the process of ``stage@subject``, if this one has started it; as ``stop``."""
+    with _changing, suppress(KeyError, ProcessLookupError):
+        os.killpg(_running[name], signal.SIGKILL if at_once else signal.SIGTERM)
+
+
+def mark() -> None:
+    """Let every process that is started from here on bear this one's id."""
+    os.environ[DRIVER_VARIABLE] = str(os.getpid())
+
+
+def end_left_behind(by: Callable[[int], bool] = lambda driver: not _alive(driver)) -> None:
+    """Kill what drivers that are gone have started: Prefect's server, say, which does not notice.
+
+    Args:
+        by: whether a driver's processes are meant.
+    """
+    variable = f"{DRIVER_VARIABLE}=".encode()
+    for path in Path("/proc").glob("[0-9]*/environ"):
+        process = int(path.parent.name)
+        with suppress(OSError, ValueError):  # it ended, or is another user's
+            marks = [v for v in path.read_bytes().split(b"\0") if v.startswith(variable)]
+            if process != os.getpid() and any(by(int(v.removeprefix(variable))) for v in marks):
+                os.kill(process, signal.SIGKILL)
+
+
+def stopped() -> bool:
+    """Whether ``stop`` was called."""
+    return _stopped.is_set()
+
+
+@contextmanager
+def _started(
+    name: str, command: str, environment: Mapping[str, str], output: BinaryIO
+) -> Iterator[Popen[bytes]]:
+    with _changing:
+        if stopped():
+            raise StageFailed(INTERRUPTION)
+        process = Popen(
+            [*_TETHER, str(os.getpid()), *_arguments(command)],
+            stdin=DEVNULL,
+            stdout=output,
+            stderr=STDOUT,
+            env=environment,
+            process_group=0,  # Ctrl-C in the terminal is the driver's affair
+        )
+        _running[name] = process.pid
+    try:
+        yield process
+    finally:
+        with _changing:
+            del _running[name]
 
 
 def _arguments(command: str) -> list[str]:
@@ -167,7 +241,6 @@ def _environment(progress: Path, threads: int) -> dict[str, str]:
     return {
         **os.environ,
         REPORT_VARIABLE: str(progress.resolve()),
-        PARENT_VARIABLE: str(os.getpid()),
         THREADS_VARIABLE: str(threads),
         "OMP_NUM_THREADS": str(threads),
         "PYTHONUNBUFFERED": "1",
@@ -179,7 +252,7 @@ def _error(code: int, log: Path) -> str:
     if code == -signal.SIGKILL:
         return f"{KILLED}, probably because memory ran out; try fewer --jobs."
     if code in (INTERRUPTED, -signal.SIGTERM, -signal.SIGINT):
-        return "It was interrupted."
+        return INTERRUPTION
     if code < 0:
         return f"It died of {signal.Signals(-code).name}."
     return lines[-1].removeprefix("error: ") if lines else f"It ended with status {code}."
@@ -206,11 +279,3 @@ def _alive(process: int) -> bool:
     except PermissionError:
         pass
     return True
-
-
-def _parent(process: int) -> int:
-    try:
-        fields = Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()
-        return int(fields[1])
-    except OSError:
-        return os.getpid()  # no /proc here: trust the record

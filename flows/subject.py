@@ -11,11 +11,13 @@ from prefect.cache_policies import NO_CACHE
 from prefect.client.schemas.objects import State
 from prefect.futures import PrefectFuture, as_completed
 
-from flows import dvc_bridge, machines, project, server
+from flows import dvc_bridge, machines, project, server, stage_process
 from flows.dvc_bridge import Entry, Outcome, Stage
 from flows.machines import Here, Runner, Workers
 from flows.stage_process import StageFailed
 from tasks.parameters import STAGES
+
+NOT_STARTED = "the run was stopped before it"
 
 
 @dataclass(frozen=True)
@@ -32,15 +34,21 @@ def subject_flow(
     subject: str,
     until: str = STAGES[-1],
     jobs: int = 1,
+    keep_going: bool = True,
     runner: Runner = "threads",
     scheduler: str | None = None,
 ) -> list[Result]:
     """Make the stages of one subject fresh, up to ``until``."""
-    return make_subjects([subject], until, jobs, runner, scheduler)
+    return make_subjects([subject], until, jobs, keep_going, runner, scheduler)
 
 
 def make_subjects(
-    subjects: Sequence[str], until: str, jobs: int, runner: Runner, scheduler: str | None
+    subjects: Sequence[str],
+    until: str,
+    jobs: int,
+    keep_going: bool,
+    runner: Runner,
+    scheduler: str | None,
 ) -> list[Result]:
     """The body of the flows: make the stages of ``subjects`` (none: all) fresh, up to ``until``.
 
@@ -52,7 +60,7 @@ def make_subjects(
     known = project.tidy()
     stages = needed(dvc_bridge.plan(subjects or known), until)
     with machines.hands(runner, scheduler, jobs) as hands:
-        results = run_stages(stages, hands)
+        results = run_stages(stages, hands, keep_going)
     server.show_scores(subjects or list(known))
     server.fail_deployment([f"{r.name}: {r.error}" for r in results if r.how == "failed"])
     return results
@@ -65,12 +73,15 @@ def needed(stages: Sequence[Stage], until: str = STAGES[-1]) -> list[Stage]:
     return [stage for stage in early if stage.reasons]
 
 
-def run_stages(stages: Sequence[Stage], hands: Here | Workers) -> list[Result]:
+def run_stages(
+    stages: Sequence[Stage], hands: Here | Workers, keep_going: bool = True
+) -> list[Result]:
     """Make ``stages`` (upstream first) fresh inside a running flow, as many at a time as there is
     room for.
 
-    A failure stops only what follows it. ``dvc.lock`` is written whenever a subject is finished,
-    and at the end, also at an interrupted one.
+    A failure stops only what follows it; unless ``keep_going``, nothing starts after it.
+    ``dvc.lock`` is written whenever a subject is finished, and at the end, also at an interrupted
+    one.
     """
     waiting = {stage.name: stage for stage in stages}
     running: dict[str, PrefectFuture[Outcome]] = {}
@@ -84,6 +95,10 @@ def run_stages(stages: Sequence[Stage], hands: Here | Workers) -> list[Result]:
 
     try:
         while waiting or running:
+            failed = any(result.how == "failed" for result in results.values())
+            if stage_process.stopped() or (failed and not keep_going):
+                results |= {name: Result(name, "skipped", NOT_STARTED) for name in waiting}
+                waiting.clear()
             for stage in list(waiting.values()):
                 blocking = [up for up in stage.upstream if up in results and results[up].error]
                 if blocking:
@@ -105,7 +120,7 @@ def run_stages(stages: Sequence[Stage], hands: Here | Workers) -> list[Result]:
                     commit()
         hands.collect(made)
     except BaseException:
-        hands.stop()
+        stage_process.stop()
         raise
     finally:
         commit()

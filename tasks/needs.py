@@ -24,9 +24,7 @@ NEEDS = {
     "ingest": Needs(),
     "matting": Needs(),
     "landmarks": Needs(memory=1.0),
-    # Its linear algebra is of small matrices: two threads took 1.7 times as long as one, and 2.5
-    # times the processor time. With one, its bytes do not depend on how many stages run beside it.
-    "tracking": Needs(cores=1, memory=1.5),
+    "tracking": Needs(memory=1.5),
     "geometry": Needs(memory=2.0),
     "avatar": Needs(memory=2.5),
     "evaluation": Needs(memory=1.5),

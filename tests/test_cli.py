@@ -10,6 +10,8 @@ import sys
 from pathlib import Path
 
 import pytest
+import small_project
+from small_project import dvc
 from typer.testing import CliRunner, Result
 
 from flows.cli import app
@@ -197,13 +199,135 @@ def test_a_batch_runs_and_stock_dvc_agrees(project: Path) -> None:
     text = (project / "params.yaml").read_text()
     (project / "params.yaml").write_text(text.replace("max_views: 48", "max_views: 12"))
     state = gha("status").output
-    assert "evaluation@ann: evaluation.max_views: 48 → 12" in state
+    assert "evaluation of ann, bob: evaluation.max_views: 48 → 12" in state
     assert (state.count("fresh"), state.count("stale")) == (2 * len(STAGES) - 2, 2)
 
 
-def dvc(*arguments: str) -> str:
-    command = [sys.executable, "-m", "dvc", *arguments]
-    path = {**os.environ, "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
-    done = subprocess.run(command, capture_output=True, text=True, env=path, check=False)
-    assert done.returncode == 0, done.stderr
-    return done.stdout
+def edit(path: Path, old: str, new: str) -> None:
+    text = path.read_text()
+    assert old in text
+    path.write_text(text.replace(old, new, 1))
+
+
+@pytest.fixture
+def people(project: Path) -> Path:
+    """Two subjects whose every stage is fresh, made without Prefect."""
+    for name in ("ann", "bob"):
+        gha("add", name, "footage/ann.mp4")
+    make(project)
+    return project
+
+
+def make(project: Path) -> list[str]:
+    """Make all fresh; what really ran, in order."""
+    small_project.make()
+    return small_project.ran()
+
+
+def expected(*stages: str, subjects: tuple[str, ...] = ("ann", "bob")) -> set[str]:
+    return {f"{stage}@{subject}" for stage in stages for subject in subjects}
+
+
+def test_exactly_the_expected_stages_run_again(people: Path) -> None:
+    """On the real dvc.yaml. The dummy stages' outputs do not depend on anything, so that each wave
+    ends where it began: what runs is what itself has changed."""
+    params, subjects = people / "params.yaml", people / "subjects.yaml"
+
+    edit(params, "max_views: 48", "max_views: 12")
+    assert set(make(people)) == expected("evaluation")
+    edit(params, "max_views: 12", "max_views: 48")
+    assert make(people) == [], "going back runs nothing"
+
+    with (people / "tasks/tracking.py").open("a") as file:
+        file.write("# a comment\n")
+    assert set(make(people)) == expected("tracking")
+
+    with (people / "gha_core/artifacts/tables.py").open("a") as file:
+        file.write("# a comment\n")
+    why = gha("why", "ann", "evaluation").output
+    assert "evaluation@ann: gha_core/artifacts changed (tables.py)" in why
+    assert "ingest@ann: gha_core/artifacts changed (tables.py)" in why
+    assert set(make(people)) == expected(*STAGES)
+
+    with (people / "gha_core/fitting/__init__.py").open("a") as file:
+        file.write("# a comment\n")
+    assert set(make(people)) == expected("tracking")
+
+    edit(subjects, "    tracking: {}\n", "    tracking: {smoothness: 2.0}\n")
+    assert set(make(people)) == expected("tracking", subjects=("ann",))
+
+    (people / "footage/bob.mp4").write_text("video, encoded again")
+    edit(subjects, "  bob:\n    capture: footage/ann.mp4", "  bob:\n    capture: footage/bob.mp4")
+    (people / "data/captures/bob").unlink()
+    assert gha("status").exit_code == 0, "it puts the link back"
+    assert set(make(people)) == expected("ingest", subjects=("bob",))
+    assert "up to date" in dvc("status")
+
+
+def test_a_dry_run_says_what_would_run_and_why(people: Path) -> None:
+    (people / "runs").unlink()
+    edit(people / "params.yaml", "max_views: 48", "max_views: 12")
+    edit(people / "subjects.yaml", "    geometry: {}\n", "    geometry: {steps: 7}\n")
+    done = gha("run", "--dry-run")
+    assert done.exit_code == 0, done.output
+    lines = [" ".join(line.split()) for line in done.output.splitlines()]
+    assert "geometry ann subjects.ann.geometry.steps: unset → 7" in lines
+    assert "avatar ann follows geometry@ann" in lines
+    assert "evaluation ann, bob evaluation.max_views: 48 → 12" in lines
+    assert "4 of 14 stages would run." in lines
+    assert "3 of 4 stages would run" in gha("run", "ann", "--from", "tracking", "--dry-run").output
+    assert not (people / "runs").exists()
+
+    done = gha_process("run", "--from", "evaluation", "--dry-run")
+    assert done.returncode == 2
+    assert "--from evaluation: geometry@ann, avatar@ann must run first" in done.stderr
+    done = gha_process("run", "--from", "avatar", "--until", "ingest")
+    assert "--until ingest comes before --from avatar" in done.stderr
+
+    states = json.loads(gha("status", "--json").output)
+    assert len(states) == 14
+    assert states[0] == {
+        "subject": "ann",
+        "stage": "ingest",
+        "state": "fresh",
+        "reasons": [],
+        "error": "",
+        "log": "data/logs/ann/ingest.log",
+    }
+    (stale,) = (s for s in states if s["state"] == "stale" and s["subject"] == "bob")
+    assert stale["reasons"] == ["evaluation.max_views: 48 → 12"]
+
+
+def test_upkeep(people: Path) -> None:
+    with (people / "tasks/matting.py").open("a") as file:
+        file.write("# a comment\n")
+    assert "accepted that tasks/matting.py changed" in gha("accept", "ann", "matting").output
+    assert "there is nothing to accept" in gha("accept", "ann", "matting").output
+    assert "matting@ann is fresh" in gha("why", "ann", "matting").output
+    done = gha_process("accept", "bob", "landmarks")
+    assert done.returncode == 2
+    assert "landmarks@bob cannot be accepted: follows matting@bob" in done.stderr
+
+    assert "Everything is sound." in gha("fsck").output
+    altered = people / "data/subjects/ann/matting/video.mp4"
+    content = altered.read_bytes()
+    altered.unlink()
+    altered.write_bytes(b"something else")
+    done = gha("fsck")
+    assert "matting/video.mp4 is not what the stage made: replaced by what the" in done.output
+    assert altered.read_bytes() == content
+
+    (people / "data/logs/ann/avatar.log").write_text("step 1\n")
+    assert gha("logs", "ann", "avatar").output == "step 1\n"
+    assert gha_process("logs", "ann", "film").returncode == 2
+
+    text = (people / "subjects.yaml").read_text()
+    (people / "subjects.yaml").write_text(text[: text.index("  bob:")])
+    done = gha("prune")
+    assert "data/subjects/bob" in done.output
+    assert "dvc.lock: avatar@bob" in done.output
+    assert (people / "data/subjects/bob").exists()
+    gha("prune", "--yes")
+    assert not (people / "data/subjects/bob").exists()
+    assert (people / "footage/ann.mp4").exists()
+    assert "Nothing is left" in gha("prune").output

@@ -2,115 +2,32 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import os
 import resource
 import shutil
 import subprocess
 import sys
 import threading
-from collections.abc import Iterable
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
+import small_project
 from ruamel.yaml import YAML
+from small_project import CODE, dvc, make, make_one
 
-from flows import dvc_bridge, stage_process
+from benchmarks import faults
+from flows import dvc_bridge, lock_file, stage_process, upkeep
 from gha_core.errors import ArtifactError, CaptureError, ParameterError
-
-# Three stages per subject: read -> shout -> tally. `shout` forgets the case of its input, so that a
-# change of case ends there.
-DVC_YAML = """
-vars: [subjects.yaml]
-stages:
-  read:
-    foreach: ${subjects}
-    do:
-      cmd: python code/read.py ${key}
-      deps: ["data/captures/${key}", code/read.py]
-      params: [read, subjects.yaml: ["subjects.${key}.read"]]
-      outs: ["data/subjects/${key}/read"]
-  shout:
-    foreach: ${subjects}
-    do:
-      cmd: python code/shout.py ${key}
-      deps: ["data/subjects/${key}/read", code/shout.py]
-      params: [shout]
-      outs: ["data/subjects/${key}/shout"]
-  tally:
-    foreach: ${subjects}
-    do:
-      cmd: python code/tally.py ${key}
-      deps: ["data/subjects/${key}/shout", code/tally.py]
-      metrics: ["data/subjects/${key}/tally/metrics.json"]
-      outs: ["data/subjects/${key}/tally/words"]
-"""
-STAGE = """
-import json, sys
-from pathlib import Path
-subject = sys.argv[1]
-params = json.loads(Path("params.yaml").read_text())
-with open("runs", "a") as runs:
-    runs.write(f"NAME@{subject}\\n")
-out = Path("data/subjects", subject, "NAME")
-new = out.with_name(".NAME.writing")
-new.mkdir(parents=True, exist_ok=True)
-"""
-END = """
-import shutil
-shutil.rmtree(out, ignore_errors=True)
-new.rename(out)
-"""
-CODE = {
-    "read": 'text = Path("data/captures", subject, "text").read_text()\n'
-    '(new / "text").write_text(text * params["read"]["times"])',
-    "shout": 'text = (out.parent / "read" / "text").read_text().upper()\n'
-    'if "BAD" in text: sys.exit("error: the text is bad.")\n'
-    '(new / "text").write_text(text + params["shout"]["mark"])',
-    "tally": 'words = (out.parent / "shout" / "text").read_text().split()\n'
-    '(new / "metrics.json").write_text(json.dumps({"words": len(words)}))\n'
-    '(new / "words").write_text(" ".join(sorted(words)))',
-}
 
 
 @pytest.fixture
 def project(dvc_project: Path) -> Path:
-    (dvc_project / "code").mkdir()
-    for name, body in CODE.items():
-        script = (STAGE + body + END).replace("NAME", name)
-        (dvc_project / "code" / f"{name}.py").write_text(script)
-    (dvc_project / "dvc.yaml").write_text(DVC_YAML)
-    (dvc_project / "params.yaml").write_text('{"read": {"times": 1}, "shout": {"mark": "!"}}')
-    (dvc_project / "subjects.yaml").write_text("subjects:\n  ann: {read: {}}\n  bob: {read: {}}\n")
-    for subject in ("ann", "bob"):
-        folder = dvc_project / "data" / "captures" / subject
-        folder.mkdir(parents=True)
-        (folder / "text").write_text(f"hello {subject} ")
+    small_project.write(dvc_project)
     return dvc_project
-
-
-def make(names: Iterable[str] | None = None) -> list[str]:
-    """Make all stages fresh, as the driver does; returns which ones ran, in order."""
-    Path("runs").unlink(missing_ok=True)
-    entries = {}
-    for stage in dvc_bridge.plan(names):
-        if stage.reasons:
-            outcome = dvc_bridge.execute(
-                stage.name, lambda cmd, n=stage.name: stage_process.run(n, cmd, threads=1)
-            )
-            if outcome.entry:
-                entries[stage.name] = outcome.entry
-    dvc_bridge.commit(entries)
-    return Path("runs").read_text().split() if Path("runs").exists() else []
-
-
-def dvc(*arguments: str) -> str:
-    command = [sys.executable, "-m", "dvc", *arguments]
-    path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
-    done = subprocess.run(
-        command, capture_output=True, text=True, env={**os.environ, "PATH": path}, check=False
-    )
-    assert done.returncode == 0, done.stderr
-    return done.stdout
 
 
 def edit(path: str, old: str, new: str) -> None:
@@ -207,7 +124,7 @@ def test_an_altered_output_is_noticed_and_put_back(project: Path) -> None:
     good = altered.read_text()
     altered.unlink()
     altered.write_text("something else")
-    assert reasons()["shout@ann"] == ("output data/subjects/ann/shout was altered",)
+    assert reasons()["shout@ann"] == ("output data/subjects/ann/shout was altered (text)",)
     assert make() == []
     assert altered.read_text() == good
 
@@ -219,7 +136,7 @@ def test_a_capture_behind_a_link_is_followed(project: Path, tmp_path: Path) -> N
     Path("data/captures/ann").symlink_to(elsewhere)
     assert not any(reasons().values())
     (elsewhere / "text").write_text("bye ann ")
-    assert reasons()["read@ann"] == ("data/captures/ann changed",)
+    assert reasons()["read@ann"] == ("data/captures/ann changed (text)",)
 
 
 def test_a_failed_stage_leaves_everything_as_it_was(project: Path) -> None:
@@ -238,7 +155,7 @@ def test_a_failed_stage_leaves_everything_as_it_was(project: Path) -> None:
 
 def test_what_was_finished_before_a_kill_is_not_run_again(project: Path) -> None:
     """The driver is killed after a stage ended and before dvc.lock was written."""
-    dvc_bridge.execute("read@ann", lambda cmd: stage_process.run("read@ann", cmd, 1))
+    make_one("read@ann")
     assert "read@ann" not in make(["ann"])
 
 
@@ -248,7 +165,7 @@ def test_the_same_stage_runs_once_for_two_callers(project: Path) -> None:
 
     def work() -> None:
         started.wait()
-        outcome = dvc_bridge.execute("read@ann", lambda c: stage_process.run("read@ann", c, 1))
+        outcome = make_one("read@ann")
         outcomes.append(outcome.how)
 
     threads = [threading.Thread(target=work) for _ in range(2)]
@@ -262,7 +179,7 @@ def test_the_same_stage_runs_once_for_two_callers(project: Path) -> None:
 
 def test_commits_merge_with_what_others_wrote(project: Path) -> None:
     dvc("repro", "read@bob")
-    outcome = dvc_bridge.execute("read@ann", lambda c: stage_process.run("read@ann", c, 1))
+    outcome = make_one("read@ann")
     assert outcome.entry
     dvc_bridge.commit({"read@ann": outcome.entry})
     stages = YAML(typ="safe").load(Path("dvc.lock"))["stages"]
@@ -297,3 +214,267 @@ def test_a_killed_stage_is_worth_another_try(project: Path) -> None:
     with pytest.raises(stage_process.StageFailed) as failure:
         stage_process.run("read@ann", "python die.py", threads=1)
     assert failure.value.worth_retrying
+
+
+def test_a_folder_says_which_of_its_files_changed(project: Path) -> None:
+    edit("dvc.yaml", "code/shout.py]", "code]")
+    make()
+    Path("code/new.py").write_text("")
+    with Path("code/tally.py").open("a") as file:
+        file.write("# a comment\n")
+    assert reasons()["shout@ann"] == ("code changed (new new.py, tally.py)",)
+
+
+def test_an_accepted_edit_keeps_the_outputs(project: Path) -> None:
+    make()
+    with Path("code/shout.py").open("a") as file:
+        file.write("# a comment\n")
+    assert dvc_bridge.accept("shout@ann") == ("code/shout.py changed",)
+    assert {name for name, why in reasons().items() if why} == {"shout@bob", "tally@bob"}
+    assert dvc_bridge.accept("shout@ann") == ()
+    assert make(["ann"]) == []
+    Path("dvc.lock").unlink()
+    assert make(["ann"]) == [], "the run cache knows it too"
+
+
+def test_what_is_more_than_an_edit_is_not_accepted(project: Path) -> None:
+    make()
+    for name in ("read", "tally"):
+        with Path(f"code/{name}.py").open("a") as file:
+            file.write("# a comment\n")
+    with pytest.raises(ArtifactError, match=r"tally@ann cannot be accepted: .*read@ann is not"):
+        dvc_bridge.accept("tally@ann")
+    edit("params.yaml", '"times": 1', '"times": 2')
+    with pytest.raises(ArtifactError, match=r"read\.times: 1 → 2"):
+        dvc_bridge.accept("read@ann")
+    Path("data/subjects/bob/read/text").unlink()
+    with pytest.raises(ArtifactError, match="was altered"):
+        dvc_bridge.accept("read@bob")
+
+
+def flip(path: Path) -> None:
+    """Another first byte, at the same size and in the same place, still read-only."""
+    path.chmod(0o644)
+    with path.open("r+b") as file:
+        file.write(b"#")
+    path.chmod(0o444)
+
+
+def object_of(path: str) -> Path:
+    return dvc_bridge.object_path(hashlib.md5(Path(path).read_bytes()).hexdigest())
+
+
+def test_check_mends_from_the_workspace_and_names_what_it_cannot(project: Path) -> None:
+    make()
+    assert list(upkeep.check()) == []
+    # The workspace has a link to the object here, so that both are damaged: a copy has not.
+    text = Path("data/subjects/ann/shout/text")
+    damaged = object_of(str(text))
+    content = text.read_bytes()
+    text.unlink()
+    text.write_bytes(content)
+    flip(damaged)
+    assert "up to date" in dvc("status"), "stock DVC trusts it"
+    assert [(f.file, f.wrong, f.mended) for f in upkeep.check()] == [
+        (text, "its object in the cache is damaged", "replaced by what the workspace has")
+    ]
+    assert damaged.read_bytes() == content
+    assert list(upkeep.check()) == []
+
+    flip(damaged)
+    text.unlink()
+    (found,) = upkeep.check()
+    assert (found.mended, found.todo) == ("", "make it again: gha run ann")
+    assert make() == ["shout@ann"]
+    assert list(upkeep.check()) == []
+
+
+def test_check_mends_from_the_remote(project: Path, tmp_path: Path) -> None:
+    make()
+    dvc("remote", "add", "-d", "store", str(tmp_path / "store"))
+    dvc("push", "-q")
+    text = Path("data/subjects/ann/read/text")
+    damaged = object_of(str(text))
+    listing = next(
+        item["md5"]
+        for item in lock_file.read()["read@ann"]["outs"]
+        if item["path"].endswith("read")
+    )
+    flip(damaged)
+    dvc_bridge.object_path(listing).unlink()
+    text.unlink()
+    os.link(damaged, text)
+    found = [(f.wrong, f.mended) for f in upkeep.check()]
+    assert found == [
+        ("the cached list of its files is missing", "replaced by what the remote has"),
+        ("its object in the cache is damaged", "replaced by what the remote has"),
+        ("is not what the stage made", "replaced by what the cache has"),
+    ]
+    assert text.read_text() == "hello ann "
+    assert list(upkeep.check()) == []
+    assert make() == []
+
+
+def test_a_damaged_remote_is_noticed_when_pulling(project: Path, tmp_path: Path) -> None:
+    make()
+    dvc("remote", "add", "-d", "store", str(tmp_path / "store"))
+    dvc("remote", "modify", "store", "verify", "true")
+    dvc("push", "-q")
+    damaged = object_of("data/subjects/ann/read/text")
+    flip(tmp_path / "store" / damaged.relative_to(project / ".dvc" / "cache"))
+    shutil.rmtree("data/subjects")
+    shutil.rmtree(".dvc/cache")
+    assert "Checkout failed" in dvc("pull", fails=True)
+    assert not damaged.exists()
+    assert not Path("data/subjects/ann/read/text").exists()
+    assert make() == ["read@ann"], "all the rest was pulled"
+
+
+def test_a_remote_that_cannot_be_reached_hinders_nobody(project: Path, tmp_path: Path) -> None:
+    (tmp_path / "store").write_text("a file where the remote should be")
+    dvc("remote", "add", "-d", "store", str(tmp_path / "store"))
+    assert len(make()) == 6
+    object_of("data/subjects/ann/read/text").unlink()
+    Path("data/subjects/ann/read/text").unlink()
+    (found,) = upkeep.check()
+    assert found.wrong == "its object in the cache is missing"
+    assert not found.mended
+
+
+def test_removed_subjects_leave_nothing_after_pruning(project: Path) -> None:
+    make()
+    edit("subjects.yaml", "  bob: {read: {}}\n", "")
+    left = upkeep.leftovers()
+    assert sorted(left.entries) == ["read@bob", "shout@bob", "tally@bob"]
+    assert [str(path) for path in left.folders] == [
+        "data/subjects/bob",
+        "data/logs/bob",
+        "data/captures/bob",
+    ]
+    upkeep.remove(left)
+    assert upkeep.leftovers() == upkeep.Leftovers((), ())
+    assert make() == []
+    assert set(lock_file.read()) == {"read@ann", "shout@ann", "tally@ann"}
+
+
+def test_lock_files_of_two_branches_merge(project: Path) -> None:
+    make(["ann"])
+    base = Path("dvc.lock").read_text()
+    edit("params.yaml", '"!"', '"?"')
+    make(["ann"])
+    ours = Path("dvc.lock").read_text()
+    Path("dvc.lock").write_text(base)
+    edit("params.yaml", '"?"', '"."')
+    make(["bob"])
+    theirs = Path("dvc.lock").read_text()
+    merged = lock_file.merge(base, ours, theirs)
+    Path("dvc.lock").write_text(merged)
+    entries = lock_file.read()
+    assert len(entries) == 6
+    assert entries["shout@ann"]["params"]["params.yaml"]["shout"]["mark"] == "?"
+    assert entries == YAML(typ="safe").load(merged)["stages"]
+    assert make() == ["shout@ann", "tally@ann"]
+    flow = json.dumps({"schema": "2.0", "stages": entries})
+    assert lock_file.merge(flow, flow, flow) == lock_file.merge(merged, merged, merged)
+
+
+def test_git_merges_lock_files_with_the_driver(project: Path) -> None:
+    def git(*arguments: str) -> None:
+        command = ["git", "-c", "user.name=a", "-c", "user.email=a@b", *arguments]
+        subprocess.run(command, check=True, capture_output=True)
+
+    shutil.copy(small_project.ROOT / ".gitattributes", project)
+    code = "from flows.cli import app; app()"
+    driver = f"PYTHONPATH={small_project.ROOT} {sys.executable} -c '{code}' merge-lock %O %A %B"
+    git("config", "merge.dvc-lock.driver", driver)
+    git("add", ".")
+    git("commit", "-qm", "before")
+    make(["ann"])
+    git("checkout", "-qb", "other")
+    git("add", "dvc.lock")
+    git("commit", "-qm", "ann")
+    git("checkout", "-q", "-")
+    make(["bob"])
+    git("add", "dvc.lock")
+    git("commit", "-qm", "bob")
+    git("merge", "-q", "other", "-m", "both")
+    assert len(lock_file.read()) == 6
+    assert make() == []
+
+
+@contextmanager
+def mounted(folder: Path, options: str, source: str = "tmpfs") -> Iterator[None]:
+    arguments = ["-o", options, *(["-t", "tmpfs"] if source == "tmpfs" else [])]
+    done = subprocess.run(["mount", *arguments, source, str(folder)], capture_output=True)
+    if done.returncode:
+        pytest.skip("mounting needs the rights of root")
+    try:
+        yield
+    finally:
+        subprocess.run(["umount", "-l", str(folder)], check=True)
+
+
+def test_a_full_disk_costs_only_the_stage_that_filled_it(project: Path) -> None:
+    make(["ann"])
+    before = Path("dvc.lock").read_text()
+    Path("data/captures/bob/text").write_text("hello bob " * 200_000)
+    Path("data/subjects/bob").mkdir()
+    with mounted(Path("data/subjects/bob"), "size=1m"):
+        with pytest.raises(stage_process.StageFailed, match="No space left on device"):
+            make(["bob"])
+        assert not Path("data/subjects/bob/read").exists()
+    shutil.move(".dvc/cache", "data/kept")
+    Path(".dvc/cache").mkdir()
+    full = pytest.raises(ArtifactError, match=r"No space left on device.*run again")
+    with mounted(Path(".dvc/cache"), "size=1m"), full:
+        make(["bob"])
+    shutil.rmtree(".dvc/cache")
+    shutil.move("data/kept", ".dvc/cache")
+    assert Path("dvc.lock").read_text() == before
+    assert list(upkeep.check()) == []
+    assert make() == ["read@bob", "shout@bob", "tally@bob"]
+
+
+def test_a_read_only_cache_is_a_sentence(project: Path) -> None:
+    make(["ann"])
+    with mounted(Path(".dvc/cache"), "bind", ".dvc/cache"):
+        subprocess.run(["mount", "-o", "remount,bind,ro", ".dvc/cache"], check=True)
+        assert make(["ann"]) == []
+        with pytest.raises(ArtifactError, match="Read-only file system"):
+            make(["bob"])
+    assert "read@bob" in make()
+    assert list(upkeep.check()) == []
+
+
+@pytest.mark.parametrize("jobs", [2, 4, 8])
+def test_side_by_side_every_stage_runs_once(project: Path, jobs: int) -> None:
+    small_project.drive(jobs)
+    assert sorted(small_project.ran()) == sorted(f"{s}@{n}" for s in CODE for n in ("ann", "bob"))
+    assert not any(reasons().values())
+
+
+def test_two_drivers_and_a_human_run_every_stage_once(project: Path) -> None:
+    driver = (
+        f"import sys; sys.path[:0] = [{str(small_project.ROOT / 'tests')!r}]\n"
+        "import small_project; small_project.drive(jobs=2)"
+    )
+    edit("code/read.py", "import json, sys", "import json, sys, time; time.sleep(0.3)")
+    command = [sys.executable, "-c", driver]
+    drivers = [subprocess.Popen(command) for _ in range(2)]
+    people = [
+        subprocess.Popen([sys.executable, "-m", "dvc", "repro", "-q"], stderr=subprocess.PIPE)
+    ]
+    errors = [person.communicate()[1].decode() for person in people]
+    assert [driver.wait() for driver in drivers] == [0, 0]
+    assert all("busy" in error for error in errors if error), errors
+    assert sorted(small_project.ran()) == sorted(f"{s}@{n}" for s in CODE for n in ("ann", "bob"))
+    assert not any(reasons().values())
+    assert "up to date" in dvc("status")
+
+
+@pytest.mark.slow
+def test_kills_at_random_moments_leave_no_trace(tmp_path: Path) -> None:
+    """A few; benchmarks/faults.py kills two hundred."""
+    report = faults.run(tmp_path, kills=3, seed=3)
+    assert report.kills == 3
+    assert report.good, report

@@ -12,6 +12,8 @@ from pathlib import Path
 
 import pytest
 
+from flows import tether
+
 ROOT = Path(__file__).parents[1]
 
 # Runs tasks.__main__ with a stage of our own in the place of ingest.
@@ -176,8 +178,8 @@ def test_a_stage_dies_with_the_driver_that_started_it(project: Path) -> None:
             sys.executable,
             "-c",
             "import os, subprocess, sys\n"
-            "os.environ['GHA_PARENT'] = str(os.getpid())\n"
-            f"subprocess.run([sys.executable, {str(script)!r}])",
+            f"tether = [sys.executable, {tether.__file__!r}, str(os.getpid())]\n"
+            f"subprocess.run([*tether, sys.executable, {str(script)!r}])",
         ],
         cwd=project,
     )

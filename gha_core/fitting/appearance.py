@@ -11,7 +11,6 @@ all timesteps share cannot be seen this way; there the landmarks have the word.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
@@ -19,6 +18,7 @@ from functools import partial
 
 import cv2
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
 from gha_core.artifacts.images import Image
@@ -86,7 +86,7 @@ def align(
     looks: dict[float, _Look] = {}
     known = None
     others = sorted(set(range(len(motion.expression))) - set(teachers))
-    with ThreadPoolExecutor(os.cpu_count()) as pool:
+    with ThreadPoolExecutor(torch.get_num_threads()) as pool:
         for blur in _BLURS:
             taught = partial(aligner.taught, photos, known, blur)
             rounds = track(pool.map(taught, teachers), "learning the skin's looks", len(teachers))
