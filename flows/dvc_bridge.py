@@ -170,7 +170,7 @@ def execute(name: str, run: Callable[[str], None]) -> Outcome:
 def commit(entries: Mapping[str, Entry]) -> None:
     """Merge ``entries`` (by stage name) into ``dvc.lock`` under DVC's lock."""
     if entries:
-        with _sentences(), _repo() as repo, repo.lock:
+        with _sentences(), _repo() as repo, _alone(repo):
             lock_file.update(entries)
 
 
@@ -203,7 +203,7 @@ def accept(name: str) -> tuple[str, ...]:
         for out in stage.outs:
             out.save()
         repo.stage_cache.save(stage)
-        with repo.lock:
+        with _alone(repo):
             lock_file.update({name: dict(to_single_stage_lockfile(stage))})
         return reasons
 
@@ -211,7 +211,7 @@ def accept(name: str) -> tuple[str, ...]:
 def forget(names: Collection[str]) -> None:
     """Take the entries of these stages out of ``dvc.lock``."""
     if names:
-        with _sentences(), _repo() as repo, repo.lock:
+        with _sentences(), _repo() as repo, _alone(repo):
             lock_file.update({}, gone=names)
 
 
@@ -323,6 +323,24 @@ def turn(name: str, wait: bool = True) -> Iterator[None]:
     Raises:
         BlockingIOError: another process has it, and ``wait`` is false.
     """
+    with _flock(name, wait):
+        yield
+
+
+@contextmanager
+def _alone(repo: Repo) -> Iterator[None]:
+    """Be the only one who adds to the cache or writes ``dvc.lock``, among ours and DVC's.
+
+    Where files cannot be cloned, two that add the same content at the same time destroy it: DVC
+    opens the object anew to try whether they can, and the other's artifact may be a link to it.
+    """
+    # Ours first, because DVC's looks only twice a second whether it is its turn.
+    with _flock("cache"), repo.lock:
+        yield
+
+
+@contextmanager
+def _flock(name: str, wait: bool = True) -> Iterator[None]:
     folder = Path(".dvc", "tmp", "gha")
     folder.mkdir(parents=True, exist_ok=True)
     with (folder / f"{name}.lock").open("a") as file:
@@ -577,10 +595,11 @@ def _make(repo: Repo, name: str, run: Callable[[str], None]) -> Outcome:
         run(stage.cmd)
     for out in stage.outs:
         out.save()
-        if how == "ran":
-            out.commit()
     if how == "ran":
-        repo.stage_cache.save(stage)
+        with _alone(repo):
+            for out in stage.outs:
+                out.commit()
+            repo.stage_cache.save(stage)
     return Outcome(how, dict(to_single_stage_lockfile(stage)))
 
 
@@ -675,8 +694,9 @@ def _push(repo: Repo, outs: Iterable[Entry]) -> None:
 def _fetch(repo: Repo, stage: PipelineStage) -> None:
     if not stage.outs_cached():
         # By force: without it DVC asks a person what to do about what the remote lacks.
-        for objects in stage.get_used_objs(force=True).values():
-            repo.cloud.pull(objects)
+        with _alone(repo):
+            for objects in stage.get_used_objs(force=True).values():
+                repo.cloud.pull(objects)
 
 
 def _of_outs(repo: Repo, outs: Iterable[Entry]) -> PipelineStage:
