@@ -253,6 +253,13 @@ def remote() -> str:
     )
 
 
+def unverified() -> list[str]:
+    """The names of the remotes from which DVC takes what it fetches for good, unhashed."""
+    with _repo() as repo:
+        remotes = repo.config["remote"].items()
+        return [name for name, settings in remotes if not settings.get("verify")]
+
+
 def code() -> dict[str, str]:
     """Path -> hash of all code that any stage depends on, as it is in this clone; "" if missing."""
     with _sentences(), _repo() as repo:
@@ -789,4 +796,5 @@ __all__ = [
     "plan",
     "remote",
     "turn",
+    "unverified",
 ]

@@ -11,7 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from flows import dvc_bridge, stage_process, subject
+from flows import dvc_bridge, project, stage_process, subject
+from flows.batch import batch_flow
 from flows.dvc_bridge import Entry, Outcome, Stage
 from flows.machines import Here
 from flows.subject import NOT_STARTED, Result, run_stages
@@ -101,6 +102,19 @@ def test_after_a_failure_nothing_starts_unless_it_keeps_going(
     stopped = [result.name for result in results if result.error == NOT_STARTED]
     assert stopped == [s.name for s in STAGES if s.name not in started]
     assert stopped
+
+
+def test_flows_hand_on_whether_to_keep_going(
+    started: list[str], commits: list, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(project, "enter", lambda: None)
+    monkeypatch.setattr(project, "tidy", dict)
+    monkeypatch.setattr(dvc_bridge, "plan", lambda subjects: STAGES)
+    last = "tracking"
+    assert "skipped" not in how(batch_flow.fn(["ann", "eve"], last, keep_going=True)[6:]).values()
+    started.clear()
+    assert how(batch_flow.fn(["ann", "eve"], last, keep_going=False))["tracking@eve"] == "skipped"
+    assert started[-1] == "matting@bob"
 
 
 def test_after_a_stop_what_is_finished_is_committed(
