@@ -24,6 +24,7 @@ from gha_core.errors import GhaError
 
 if TYPE_CHECKING:
     from flows.dvc_bridge import Stage
+    from flows.machines import Runner
     from flows.subject import Result
 
 STAGE_FAILED, USER_ERROR, INTERRUPTED = 1, 2, 130
@@ -145,6 +146,10 @@ def run(
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Only say what would run, and why.")
     ] = False,
+    runner: Annotated[str, typer.Option(help="threads, or dask: on Dask workers.")] = "threads",
+    scheduler: Annotated[
+        str | None, typer.Option(help="The Dask scheduler's address; without, one is started here.")
+    ] = None,
 ) -> None:
     """Make everything of these subjects fresh: run what changed and what follows from it.
 
@@ -154,7 +159,8 @@ def run(
     from flows import project
 
     project.enter()
-    _run(_chosen(names if not all else None), since, until, jobs, keep_going, dry_run)
+    chosen = _chosen(names if not all else None)
+    _run(chosen, since, until, jobs, keep_going, dry_run, runner, scheduler)
 
 
 @app.command()
@@ -465,6 +471,8 @@ def _run(
     jobs: int = 1,
     keep_going: bool = True,
     dry_run: bool = False,
+    runner: str = "threads",
+    scheduler: str | None = None,
 ) -> None:
     from tasks.parameters import STAGES
 
@@ -482,8 +490,11 @@ def _run(
     outcomes = {stage.name: "cached" for stage in stages}
     failed: list[Result] = []
     if dirty:
+        from flows.machines import check_runner
+
+        checked = check_runner(runner, scheduler)
         _check_parameters(sorted({stage.subject for stage in dirty}))
-        results = _make(dirty, subjects, until, jobs, keep_going)
+        results = _make(dirty, subjects, until, jobs, keep_going, checked, scheduler)
         words = {"ran": "done", "fresh": "unchanged"}
         outcomes |= {result.name: words.get(result.how, result.how) for result in results}
         failed = [result for result in results if result.how == "failed"]
@@ -537,7 +548,13 @@ def _check_parameters(subjects: Sequence[str]) -> None:
 
 
 def _make(
-    dirty: Sequence[Stage], subjects: list[str], until: str, jobs: int, keep_going: bool
+    dirty: Sequence[Stage],
+    subjects: list[str],
+    until: str,
+    jobs: int,
+    keep_going: bool,
+    runner: Runner,
+    scheduler: str | None,
 ) -> list[Result]:
     from flows import display, stage_process
 
@@ -549,8 +566,8 @@ def _make(
         from flows.subject import subject_flow
 
         if len(subjects) == 1:
-            return subject_flow(subjects[0], until, jobs, keep_going)
-        return batch_flow(subjects, until, jobs, keep_going)
+            return subject_flow(subjects[0], until, jobs, keep_going, runner, scheduler)
+        return batch_flow(subjects, until, jobs, keep_going, runner, scheduler)
 
 
 @contextmanager

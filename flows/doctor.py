@@ -44,6 +44,7 @@ def examine() -> Iterator[Finding]:
     for module, purpose in OPTIONAL.items():
         yield _optional(module, purpose)
     yield _disk()
+    yield from _remotes()
     yield from _assets()
 
 
@@ -98,6 +99,20 @@ def _disk() -> Finding:
     return Finding(
         "free disk", "ok" if free > 5 else "bad", f"{free:.0f} GiB in {Path().resolve()}"
     )
+
+
+def _remotes() -> Iterator[Finding]:
+    if not Path(".dvc").is_dir():
+        return
+    from flows import dvc_bridge
+
+    for name in dvc_bridge.unverified():
+        yield Finding(
+            f"DVC remote {name}",
+            "bad",
+            "what it sends is not checked, so that damage there comes back as good; run: dvc "
+            f"remote modify --local {name} verify true",
+        )
 
 
 def _assets() -> Iterator[Finding]:

@@ -15,7 +15,7 @@ import fcntl
 import logging
 import threading
 import time
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from copy import deepcopy
 from dataclasses import dataclass
@@ -35,16 +35,17 @@ from dvc.lock import LockError
 from dvc.repo import Repo
 from dvc.rwlock import RWLockFileCorruptedError, RWLockFileFormatError, rwlock
 from dvc.stage import PipelineStage
-from dvc.stage.cache import _can_hash
+from dvc.stage.cache import _can_hash, _get_cache_hash
 from dvc.stage.loader import StageLoader
 from dvc.stage.serialize import to_single_stage_lockfile
-from dvc.utils.serialize import YAMLFileCorruptedError, load_path
+from dvc.utils.serialize import YAMLFileCorruptedError, load_path, load_yaml
 from dvc_data.hashfile import check, load
 from dvc_data.hashfile.build import build
 from dvc_data.hashfile.hash_info import HashInfo
 from dvc_data.hashfile.obj import HashFile
 from dvc_data.hashfile.tree import Tree
 from dvc_objects.errors import ObjectFormatError
+from dvc_objects.fs.generic import copy
 
 from flows import lock_file
 from flows.lock_file import Entry
@@ -88,6 +89,22 @@ class Outcome:
 
     how: Literal["fresh", "restored", "ran"]
     entry: Entry | None = None
+
+
+@dataclass(frozen=True)
+class Order:
+    """What another clone must know to make one stage exactly as the driver would.
+
+    Attributes:
+        name: ``stage@subject``.
+        entry: what ``dvc.lock`` will say about it, without the hashes of its outputs.
+        made: outputs of earlier stages that it reads: path and hash, as in an entry. They come from
+            the remote; all else that it reads must be in the other clone already.
+    """
+
+    name: str
+    entry: Entry
+    made: tuple[Entry, ...]
 
 
 def plan(subjects: Iterable[str] | None = None) -> list[Stage]:
@@ -147,29 +164,13 @@ def execute(name: str, run: Callable[[str], None]) -> Outcome:
         GhaError: an input is missing, or a parameter that dvc.yaml lists is.
     """
     with _sentences(), turn(name), _repo() as repo, _as_dvc_does(repo, name):
-        entry = lock_file.read_one(name)
-        if not _reasons(name, entry, _Workspace(repo)):
-            return Outcome("fresh")
-        stage = _load(repo, name, entry)
-        _read_inputs(stage)
-        if _restored(stage):
-            how: Literal["restored", "ran"] = "restored"
-        else:
-            how = "ran"
-            run(stage.cmd)
-        for out in stage.outs:
-            out.save()
-            if how == "ran":
-                out.commit()
-        if how == "ran":
-            repo.stage_cache.save(stage)
-        return Outcome(how, dict(to_single_stage_lockfile(stage)))
+        return _make(repo, name, run)
 
 
 def commit(entries: Mapping[str, Entry]) -> None:
     """Merge ``entries`` (by stage name) into ``dvc.lock`` under DVC's lock."""
     if entries:
-        with _sentences(), _repo() as repo, repo.lock:
+        with _sentences(), _repo() as repo, _alone(repo):
             lock_file.update(entries)
 
 
@@ -187,8 +188,8 @@ def accept(name: str) -> tuple[str, ...]:
         planned = {stage.name: stage for stage in plan([subject])}
         reasons = planned[name].reasons
         definition = _definitions(_edition())[name]
-        code = [path for path in _paths(definition, "deps") if not path.startswith("data/")]
-        others = [r for r in reasons if not any(r.startswith(f"{path} changed") for path in code)]
+        edited = tuple(f"{path} changed" for path in _code(definition))
+        others = [reason for reason in reasons if not reason.startswith(edited)]
         others += [f"{up} is not fresh" for up in ancestors(planned, name) if planned[up].reasons]
         if others:
             raise ArtifactError(
@@ -202,7 +203,7 @@ def accept(name: str) -> tuple[str, ...]:
         for out in stage.outs:
             out.save()
         repo.stage_cache.save(stage)
-        with repo.lock:
+        with _alone(repo):
             lock_file.update({name: dict(to_single_stage_lockfile(stage))})
         return reasons
 
@@ -210,7 +211,7 @@ def accept(name: str) -> tuple[str, ...]:
 def forget(names: Collection[str]) -> None:
     """Take the entries of these stages out of ``dvc.lock``."""
     if names:
-        with _sentences(), _repo() as repo, repo.lock:
+        with _sentences(), _repo() as repo, _alone(repo):
             lock_file.update({}, gone=names)
 
 
@@ -226,12 +227,6 @@ def object_path(md5: str) -> Path:
         return Path(repo.cache.local.oid_to_path(md5))
 
 
-def has_remote() -> bool:
-    """Whether a default remote is configured."""
-    with _repo() as repo:
-        return bool(repo.config["core"].get("remote"))
-
-
 def fetch_object(md5: str, to: Path) -> None:
     """Copy the object of this hash from the default remote to ``to``; its content is not checked.
 
@@ -243,6 +238,91 @@ def fetch_object(md5: str, to: Path) -> None:
         remote.fs.get_file(remote.oid_to_path(md5), str(to))
 
 
+def remote() -> str:
+    """The name of the default DVC remote.
+
+    Raises:
+        ParameterError: none is configured.
+    """
+    with _sentences(), _repo() as repo:
+        if name := repo.config["core"].get("remote"):
+            return name
+    raise ParameterError(
+        "There is no DVC remote, and workers exchange artifacts through one. Add it in every "
+        "clone: dvc remote add --default NAME URL (docs/machines.md)."
+    )
+
+
+def unverified() -> list[str]:
+    """The names of the remotes from which DVC takes what it fetches for good, unhashed."""
+    with _repo() as repo:
+        remotes = repo.config["remote"].items()
+        return [name for name, settings in remotes if not settings.get("verify")]
+
+
+def code() -> dict[str, str]:
+    """Path -> hash of all code that any stage depends on, as it is in this clone; "" if missing."""
+    with _sentences(), _repo() as repo:
+        definitions = _definitions(_edition()).values()
+        paths = {path for each in definitions for path in _code(each)}
+        workspace = _Workspace(repo)
+        return {path: workspace.hash_of(path) for path in sorted(paths)}
+
+
+def order(name: str, upstream: Iterable[str], made: Mapping[str, Entry]) -> Order:
+    """What another clone needs to make the stage ``name``.
+
+    Args:
+        upstream: the stages that write what it reads; all are fresh.
+        made: new entries, which are not in ``dvc.lock`` yet. The outputs of other stages are pushed
+            to the remote unless they are there.
+
+    Raises:
+        GhaError: an input is missing, or the remote cannot be reached.
+    """
+    with _sentences(), _repo() as repo:
+        outs: dict[str, Entry] = {}
+        for up in upstream:
+            entry = made.get(up) or lock_file.read_one(up) or {"outs": []}
+            if up not in made:
+                _push(repo, entry["outs"])
+            outs |= {out["path"]: out for out in entry["outs"]}
+        read = [
+            outs[path] for path in _paths(_definitions(_edition())[name], "deps") if path in outs
+        ]
+        return Order(name, _inputs(repo, name, read), tuple(read))
+
+
+def fulfil(order: Order, run: Callable[[str], None]) -> Outcome:
+    """Make one stage in a clone that is not the driver's; like ``execute``.
+
+    What it reads of earlier stages is pulled. What was made before, here or elsewhere, is restored.
+    The outputs and the run cache's record of them are pushed, and the outcome always has an entry.
+
+    Raises:
+        ArtifactError: this clone is not at the driver's state.
+        GhaError: the remote cannot be reached, or as ``execute``.
+    """
+    name = order.name
+    with _sentences(), turn(name), _repo() as repo:
+        _bring(repo, order.made)
+        with _as_dvc_does(repo, name):
+            _same(order, _inputs(repo, name, order.made))
+            _pull_run(repo, order.entry)
+            outcome = _make(repo, name, run)
+            entry = outcome.entry or lock_file.read_one(name) or {}
+            _same(order, entry)
+            _push(repo, entry["outs"])
+            _push_run(repo, entry)
+    return Outcome(outcome.how, entry)
+
+
+def collect(entries: Iterable[Entry]) -> None:
+    """Bring the outputs of ``entries``, made in other clones, into this one."""
+    with _sentences(), _repo() as repo:
+        _bring(repo, [out for entry in entries for out in entry["outs"]])
+
+
 @contextmanager
 def turn(name: str, wait: bool = True) -> Iterator[None]:
     """Hold a stage for oneself; it is let go however the process ends.
@@ -250,6 +330,24 @@ def turn(name: str, wait: bool = True) -> Iterator[None]:
     Raises:
         BlockingIOError: another process has it, and ``wait`` is false.
     """
+    with _flock(name, wait):
+        yield
+
+
+@contextmanager
+def _alone(repo: Repo) -> Iterator[None]:
+    """Be the only one who adds to the cache or writes ``dvc.lock``, among ours and DVC's.
+
+    Where files cannot be cloned, two that add the same content at the same time destroy it: DVC
+    opens the object anew to try whether they can, and the other's artifact may be a link to it.
+    """
+    # Ours first, because DVC's looks only twice a second whether it is its turn.
+    with _flock("cache"), repo.lock:
+        yield
+
+
+@contextmanager
+def _flock(name: str, wait: bool = True) -> Iterator[None]:
     folder = Path(".dvc", "tmp", "gha")
     folder.mkdir(parents=True, exist_ok=True)
     with (folder / f"{name}.lock").open("a") as file:
@@ -259,15 +357,23 @@ def turn(name: str, wait: bool = True) -> Iterator[None]:
 
 @contextmanager
 def _as_dvc_does(repo: Repo, name: str) -> Iterator[None]:
-    """Hold a stage against a person's ``dvc repro``, in DVC's own way, and wait while that has it.
+    """Hold what a stage reads and writes."""
+    stage = _load(repo, name, None)
+    reads, writes = ([each.fs_path for each in some] for some in (stage.deps, stage.outs))
+    with _held(repo, f"gha {name}", reads, writes):
+        yield
+
+
+@contextmanager
+def _held(repo: Repo, who: str, reads: Sequence[str], writes: Sequence[str]) -> Iterator[None]:
+    """Hold paths against a person's ``dvc repro`` and against each other, in DVC's own way, and
+    wait while somebody else has them.
 
     Theirs stops with "busy" where ours is at work; ours goes on when theirs has ended.
     """
-    stage = _load(repo, name, None)
-    reads, writes = ([each.fs_path for each in some] for some in (stage.deps, stage.outs))
     with ExitStack() as held:
         while True:
-            lock = rwlock(repo.tmp_dir, repo.fs, f"gha {name}", reads, writes, hardlink=False)
+            lock = rwlock(repo.tmp_dir, repo.fs, who, reads, writes, hardlink=False)
             try:
                 held.enter_context(lock)
                 break
@@ -302,6 +408,11 @@ class _Workspace:
         if now.hash_info == was:
             return None
         return f"changed{self._members(was, now)}"
+
+    def hash_of(self, path: str) -> str:
+        """Of a file or folder of the project, as DVC hashes what stages read; "" without it."""
+        now = self.present(path, "md5")
+        return now.hash_info.value or "" if now else ""
 
     def cached(self, content: HashInfo) -> bool:
         """Whether all of ``content`` is in DVC's cache."""
@@ -379,6 +490,11 @@ def _load(repo: Repo, name: str, entry: Entry | None, without: str | None = None
 def _paths(definition: Mapping[str, Any], *sections: str) -> list[str]:
     listed = [each for section in sections for each in definition.get(section) or []]
     return [next(iter(each)) if isinstance(each, dict) else each for each in listed]
+
+
+def _code(definition: Mapping[str, Any]) -> list[str]:
+    """What a stage reads that is neither a capture nor made by a stage."""
+    return [path for path in _paths(definition, "deps") if PurePath(path).parts[0] != "data"]
 
 
 def _upstream(definitions: Mapping[str, Mapping[str, Any]]) -> dict[str, set[str]]:
@@ -472,10 +588,34 @@ def _short(value: object) -> str:
     return text if len(text) <= 40 else f"{text[:37]}…"
 
 
-def _read_inputs(stage: PipelineStage) -> None:
-    """Hash what the stage reads, once and before it runs: what is edited meanwhile is not what it
-    has read, and must leave it stale."""
+def _make(repo: Repo, name: str, run: Callable[[str], None]) -> Outcome:
+    """The body of ``execute``; hold the stage meanwhile."""
+    entry = lock_file.read_one(name)
+    if not _reasons(name, entry, _Workspace(repo)):
+        return Outcome("fresh")
+    stage = _load(repo, name, entry)
+    _read_inputs(stage)
+    if _restored(stage):
+        how: Literal["restored", "ran"] = "restored"
+    else:
+        how = "ran"
+        run(stage.cmd)
+    for out in stage.outs:
+        out.save()
+    if how == "ran":
+        with _alone(repo):
+            for out in stage.outs:
+                out.commit()
+            repo.stage_cache.save(stage)
+    return Outcome(how, dict(to_single_stage_lockfile(stage)))
+
+
+def _read_inputs(stage: PipelineStage, known: Collection[str] = ()) -> None:
+    """Hash what the stage reads, except those paths whose hash is ``known``; once and before it
+    runs: what is edited meanwhile is not what it has read, and must leave it stale."""
     for dependency in stage.deps:
+        if dependency.def_path in known:
+            continue
         if isinstance(dependency, ParamsDependency):
             dependency.read_params = partial(_parameters, dependency)
         dependency.save()
@@ -501,6 +641,102 @@ def _restored(stage: PipelineStage) -> bool:
     for out in earlier.outs:
         out.checkout(force=True)
     return True
+
+
+def _inputs(repo: Repo, name: str, made: Sequence[Entry]) -> Entry:
+    """The part of the stage's entry that says what it reads; ``made`` is believed, not hashed."""
+    stage = _load(repo, name, {"deps": list(made)})
+    _read_inputs(stage, {out["path"] for out in made})
+    entry = dict(to_single_stage_lockfile(stage))
+    return {**entry, "outs": [{"path": out["path"]} for out in entry["outs"]]}
+
+
+def _same(order: Order, found: Entry) -> None:
+    """Raise if ``found`` does not read what ``order`` says."""
+    wanted = order.entry
+    reasons = [] if found["cmd"] == wanted["cmd"] else ["dvc.yaml has another command"]
+    for file, values in wanted.get("params", {}).items():
+        for path, theirs, ours in _differences("", values, found.get("params", {}).get(file, {})):
+            there = f"{_short(theirs)} for the driver"
+            reasons.append(f"{file}: {path.lstrip('.')} is {_short(ours)} here and {there}")
+    hashes = {dep["path"]: dep.get("md5") for dep in found.get("deps", [])}
+    for dep in wanted.get("deps", []):
+        if hashes.get(dep["path"]) != dep.get("md5"):
+            reasons.append(f"{dep['path']} is not what the driver has")
+    if reasons:
+        raise ArtifactError(
+            f"{order.name} cannot be made in the clone {Path.cwd()}: {'; '.join(reasons)}. Bring "
+            "it to the driver's commit (git pull); captures must be the same files there."
+        )
+
+
+def _bring(repo: Repo, outs: Iterable[Entry]) -> None:
+    """Make the workspace have ``outs`` (path and hash, as in an entry), from the remote.
+
+    Those that it has are not touched: another stage may be reading them.
+    """
+    workspace = _Workspace(repo)
+    recorded = {out["path"]: out for out in outs}
+    wanted = _recorded({"outs": list(recorded.values())}, "outs")
+    if not (paths := [path for path, was in wanted.items() if workspace.changes(path, was)]):
+        return
+    stage = _of_outs(repo, [recorded[path] for path in paths])
+    with _held(repo, f"gha: {paths[0]}", [], [out.fs_path for out in stage.outs]):
+        _fetch(repo, stage)
+        if missing := [out.def_path for out in stage.outs if out.changed_cache()]:
+            raise ArtifactError(
+                f"{', '.join(missing)} cannot be fetched from the DVC remote, whole and unaltered. "
+                "Where it was made run: dvc push"
+            )
+        for out in stage.outs:
+            out.checkout(force=True)
+
+
+def _push(repo: Repo, outs: Iterable[Entry]) -> None:
+    for objects in _of_outs(repo, outs).get_used_objs(push=True).values():
+        if failed := repo.cloud.push(objects).failed:
+            raise ArtifactError(f"{len(failed)} files could not be sent to the DVC remote.")
+
+
+def _fetch(repo: Repo, stage: PipelineStage) -> None:
+    if not stage.outs_cached():
+        # By force: without it DVC asks a person what to do about what the remote lacks.
+        with _alone(repo):
+            for objects in stage.get_used_objs(force=True).values():
+                repo.cloud.pull(objects)
+
+
+def _of_outs(repo: Repo, outs: Iterable[Entry]) -> PipelineStage:
+    return repo.stage_cache._create_stage({"cmd": "-", "outs": list(outs)})
+
+
+def _pull_run(repo: Repo, entry: Entry) -> None:
+    """What the remote's run cache knows about these inputs, and the outputs that it names."""
+    odb = repo.cloud.get_remote_odb(hash_name="md5-dos2unix")
+    cache = repo.cache.legacy
+    folder = _run_folder(entry)
+    there = odb.fs.join(odb.path, *folder)
+    here = Path(cache.path, *folder)
+    if not here.exists() and odb.fs.exists(there):
+        here.parent.mkdir(parents=True, exist_ok=True)
+        for file in odb.fs.find(there):
+            copy(odb.fs, file, cache.fs, str(here / odb.fs.name(file)))
+    for path in sorted(here.iterdir()) if here.exists() else []:
+        # What the remote has lost is made again.
+        _fetch(repo, _of_outs(repo, load_yaml(str(path))["outs"]))
+
+
+def _push_run(repo: Repo, entry: Entry) -> None:
+    odb = repo.cloud.get_remote_odb(hash_name="md5-dos2unix")
+    path = (*_run_folder(entry), _get_cache_hash(entry))
+    here, there = Path(repo.cache.legacy.path, *path), odb.fs.join(odb.path, *path)
+    if here.exists() and not odb.fs.exists(there):
+        copy(repo.cache.legacy.fs, str(here), odb.fs, there)
+
+
+def _run_folder(entry: Entry) -> tuple[str, str, str]:
+    key = _get_cache_hash(dict(entry), key=True)
+    return "runs", key[:2], key
 
 
 @contextmanager
@@ -542,17 +778,23 @@ def _path(error: DependencyDoesNotExistError) -> str:
 __all__ = [
     "NEVER_RUN",
     "Entry",
+    "Order",
     "Outcome",
     "Stage",
     "accept",
     "ancestors",
+    "code",
+    "collect",
     "commit",
     "declared",
     "execute",
     "fetch_object",
     "forget",
-    "has_remote",
+    "fulfil",
     "object_path",
+    "order",
     "plan",
+    "remote",
     "turn",
+    "unverified",
 ]

@@ -13,7 +13,7 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -27,12 +27,13 @@ from tasks.__main__ import INTERRUPTED, THREADS_VARIABLE, TRY_AGAIN
 
 LOGS = Path("data", "logs")
 DRIVER_VARIABLE = "GHA_DRIVER"
+KILLED = "It was killed"
 INTERRUPTION = "It was interrupted."
 _TETHER = (sys.executable, "-I", "-S", tether.__file__)
 
-# Of this process, because a signal (Ctrl-C) is too: the groups of its running stages, and whether
-# no more may start.
-_running: set[int] = set()
+# Of this process, because a signal (Ctrl-C) is too: the process groups of its running stages by
+# name, and whether no more may start.
+_running: dict[str, int] = {}
 _changing = threading.Lock()
 _stopped = threading.Event()
 
@@ -98,8 +99,14 @@ def read_record(name: str) -> Record | None:
     except (FileNotFoundError, ValueError, TypeError):
         return None
     if record.state == "running" and not _alive(record.process):
-        return replace(record, state="failed", error="It was killed.")
+        return replace(record, state="failed", error=f"{KILLED}.")
     return record
+
+
+def note(name: str, record: Record, log: str = "") -> None:
+    """Take over what another machine says about ``stage@subject``."""
+    _write(name, record)
+    log_path(name).write_text(log)
 
 
 def note_restored(name: str) -> None:
@@ -128,8 +135,11 @@ def follow_log(name: str, follow: bool = True) -> Iterator[str]:
             time.sleep(0.3)
 
 
-def run(name: str, command: str, threads: int) -> None:
+def run(name: str, command: str, threads: int, variables: Mapping[str, str] | None = None) -> None:
     """Run the command of ``stage@subject`` in the current folder to its end.
+
+    Args:
+        variables: of its environment, beside ours.
 
     Raises:
         StageFailed: it did not end well.
@@ -138,7 +148,8 @@ def run(name: str, command: str, threads: int) -> None:
     log.parent.mkdir(parents=True, exist_ok=True)
     progress.unlink(missing_ok=True)
     started = time.time()
-    with log.open("wb") as output, _started(command, progress, threads, output) as process:
+    environment = {**_environment(progress, threads), **(variables or {})}
+    with log.open("wb") as output, _started(name, command, environment, output) as process:
         _write(name, Record("running", process.pid, started))
         _, status, usage = os.wait4(process.pid, 0)
     code = process.returncode = os.waitstatus_to_exitcode(status)
@@ -162,10 +173,14 @@ def stop(at_once: bool = False) -> None:
         at_once: kill them; else they may put their things in order.
     """
     _stopped.set()
-    with _changing:
-        for group in _running:
-            with suppress(ProcessLookupError):
-                os.killpg(group, signal.SIGKILL if at_once else signal.SIGTERM)
+    for name in list(_running):
+        end(name, at_once)
+
+
+def end(name: str, at_once: bool = False) -> None:
+    """End the process of ``stage@subject``, if this one has started it; as ``stop``."""
+    with _changing, suppress(KeyError, ProcessLookupError):
+        os.killpg(_running[name], signal.SIGKILL if at_once else signal.SIGTERM)
 
 
 def mark() -> None:
@@ -195,7 +210,7 @@ def stopped() -> bool:
 
 @contextmanager
 def _started(
-    command: str, progress: Path, threads: int, output: BinaryIO
+    name: str, command: str, environment: Mapping[str, str], output: BinaryIO
 ) -> Iterator[Popen[bytes]]:
     with _changing:
         if stopped():
@@ -205,15 +220,15 @@ def _started(
             stdin=DEVNULL,
             stdout=output,
             stderr=STDOUT,
-            env=_environment(progress, threads),
+            env=environment,
             process_group=0,  # Ctrl-C in the terminal is the driver's affair
         )
-        _running.add(process.pid)
+        _running[name] = process.pid
     try:
         yield process
     finally:
         with _changing:
-            _running.remove(process.pid)
+            del _running[name]
 
 
 def _arguments(command: str) -> list[str]:
@@ -235,7 +250,7 @@ def _environment(progress: Path, threads: int) -> dict[str, str]:
 def _error(code: int, log: Path) -> str:
     lines = [line for line in log.read_text(errors="replace").splitlines() if line.strip()]
     if code == -signal.SIGKILL:
-        return "It was killed, probably because memory ran out; try fewer --jobs."
+        return f"{KILLED}, probably because memory ran out; try fewer --jobs."
     if code in (INTERRUPTED, -signal.SIGTERM, -signal.SIGINT):
         return INTERRUPTION
     if code < 0:
@@ -245,6 +260,7 @@ def _error(code: int, log: Path) -> str:
 
 def _write(name: str, record: Record) -> None:
     path = _path(name, ".json")
+    path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_suffix(".writing")
     temporary.write_text(json.dumps(asdict(record)) + "\n")
     temporary.replace(path)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -12,8 +11,9 @@ from prefect.cache_policies import NO_CACHE
 from prefect.client.schemas.objects import State
 from prefect.futures import PrefectFuture, as_completed
 
-from flows import dvc_bridge, stage_process
-from flows.dvc_bridge import Outcome, Stage
+from flows import dvc_bridge, machines, project, server, stage_process
+from flows.dvc_bridge import Entry, Outcome, Stage
+from flows.machines import Here, Runner, Workers
 from flows.stage_process import StageFailed
 from tasks.parameters import STAGES
 
@@ -31,10 +31,39 @@ class Result:
 
 @flow(name="subject", flow_run_name="{subject}", persist_result=False)
 def subject_flow(
-    subject: str, until: str = STAGES[-1], jobs: int = 1, keep_going: bool = True
+    subject: str,
+    until: str = STAGES[-1],
+    jobs: int = 1,
+    keep_going: bool = True,
+    runner: Runner = "threads",
+    scheduler: str | None = None,
 ) -> list[Result]:
     """Make the stages of one subject fresh, up to ``until``."""
-    return run_stages(needed(dvc_bridge.plan([subject]), until), jobs, keep_going)
+    return make_subjects([subject], until, jobs, keep_going, runner, scheduler)
+
+
+def make_subjects(
+    subjects: Sequence[str],
+    until: str,
+    jobs: int,
+    keep_going: bool,
+    runner: Runner,
+    scheduler: str | None,
+) -> list[Result]:
+    """The body of the flows: make the stages of ``subjects`` (none: all) fresh, up to ``until``.
+
+    Raises:
+        StageFailed: a stage failed and a deployment started the flow, whose state is to say so. The
+            command line wants the results instead.
+    """
+    project.enter()
+    known = project.tidy()
+    stages = needed(dvc_bridge.plan(subjects or known), until)
+    with machines.hands(runner, scheduler, jobs) as hands:
+        results = run_stages(stages, hands, keep_going)
+    server.show_scores(subjects or list(known))
+    server.fail_deployment([f"{r.name}: {r.error}" for r in results if r.how == "failed"])
+    return results
 
 
 def needed(stages: Sequence[Stage], until: str = STAGES[-1]) -> list[Stage]:
@@ -44,8 +73,11 @@ def needed(stages: Sequence[Stage], until: str = STAGES[-1]) -> list[Stage]:
     return [stage for stage in early if stage.reasons]
 
 
-def run_stages(stages: Sequence[Stage], jobs: int, keep_going: bool = True) -> list[Result]:
-    """Make ``stages`` (upstream first) fresh inside a running flow, ``jobs`` at a time.
+def run_stages(
+    stages: Sequence[Stage], hands: Here | Workers, keep_going: bool = True
+) -> list[Result]:
+    """Make ``stages`` (upstream first) fresh inside a running flow, as many at a time as there is
+    room for.
 
     A failure stops only what follows it; unless ``keep_going``, nothing starts after it.
     ``dvc.lock`` is written whenever a subject is finished, and at the end, also at an interrupted
@@ -54,8 +86,13 @@ def run_stages(stages: Sequence[Stage], jobs: int, keep_going: bool = True) -> l
     waiting = {stage.name: stage for stage in stages}
     running: dict[str, PrefectFuture[Outcome]] = {}
     results: dict[str, Result] = {}
-    entries: dict[str, dvc_bridge.Entry] = {}
-    threads = max(1, (os.cpu_count() or 1) // jobs)
+    made: dict[str, Entry] = {}
+    committed: set[str] = set()
+
+    def commit() -> None:
+        dvc_bridge.commit({name: made[name] for name in made if name not in committed})
+        committed.update(made)
+
     try:
         while waiting or running:
             failed = any(result.how == "failed" for result in results.values())
@@ -67,22 +104,26 @@ def run_stages(stages: Sequence[Stage], jobs: int, keep_going: bool = True) -> l
                 if blocking:
                     del waiting[stage.name]
                     results[stage.name] = Result(stage.name, "skipped", f"{blocking[0]} failed")
-                elif len(running) < jobs and not any(
-                    up in waiting or up in running for up in stage.upstream
-                ):
+                elif {*waiting, *running} & {*stage.upstream}:
+                    continue
+                elif hands.capacity.allows(stage.name, running):
                     del waiting[stage.name]
-                    running[stage.name] = make_stage.submit(stage.name, threads)
+                    ours = {up: made[up] for up in stage.upstream if up in made}
+                    running[stage.name] = make_stage.submit(stage.name, stage, hands, ours)
             if running:
                 result, entry = _first(running)
                 results[result.name] = result
                 if entry:
-                    entries[result.name] = entry
+                    made[result.name] = entry
                 subject = result.name.partition("@")[2]
                 if not any(n.partition("@")[2] == subject for n in {*waiting, *running}):
-                    dvc_bridge.commit(entries)
-                    entries = {}
+                    commit()
+        hands.collect(made)
+    except BaseException:
+        stage_process.stop()
+        raise
     finally:
-        dvc_bridge.commit(entries)
+        commit()
     return [results[stage.name] for stage in stages]
 
 
@@ -99,17 +140,17 @@ def _worth_retrying(_task: Any, _run: Any, state: State[Any]) -> bool:
     retry_delay_seconds=[5, 30],
     retry_condition_fn=_worth_retrying,
 )
-def make_stage(name: str, threads: int) -> Outcome:
+def make_stage(name: str, stage: Stage, hands: Here | Workers, made: dict[str, Entry]) -> Outcome:
     """Make one stage fresh; its upstream is."""
-    outcome = dvc_bridge.execute(name, lambda command: stage_process.run(name, command, threads))
-    if outcome.how != "ran":
-        stage_process.note_restored(name)
+    with server.progress(name):
+        outcome = hands.make(stage, made)
+    server.show_preview(name)
     return outcome
 
 
 def _first(
     running: dict[str, PrefectFuture[Outcome]],
-) -> tuple[Result, dvc_bridge.Entry | None]:
+) -> tuple[Result, Entry | None]:
     """Wait for the first of ``running`` to end and take it out."""
     future = next(iter(as_completed(list(running.values()))))
     name = next(name for name, other in running.items() if other is future)

@@ -7,7 +7,6 @@ views (Xu et al., Gaussian Head Avatar, stage 1). The avatar stage starts from i
 
 from __future__ import annotations
 
-import time
 from pathlib import Path
 from typing import Any
 
@@ -121,7 +120,6 @@ def run(inputs: Inputs, params: Params, out: Path) -> None:
     Raises:
         StageError: nothing to train on, or the mesh vanished; with the cause.
     """
-    began = time.monotonic()
     dataset = Dataset(inputs["ingest"], inputs["matting"], inputs["tracking"], inputs.splits)
     face = TrackedFace.load(inputs["tracking"] / "identity.safetensors")
     frames = load_frames(dataset, params.image_size, params.frames)
@@ -150,8 +148,6 @@ def run(inputs: Inputs, params: Params, out: Path) -> None:
             "steps": state.step,
             "loss": _last_values(state),
             "warnings": _warnings(mesh, state),
-            "training_seconds": round(state.seconds, 2),
-            "seconds": round(time.monotonic() - began, 2),
         },
     )
 

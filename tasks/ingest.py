@@ -36,7 +36,7 @@ _BLANK_RANGE = 4
 class Params(StageParams):
     """How a capture is read."""
 
-    size: int = Field(256, ge=64, le=4096, description="side of the stored frames, px")
+    image_size: int = Field(256, ge=64, le=4096, description="side of the stored frames, px")
     crop: Literal["auto", "none"] | tuple[int, int, int] = Field(
         "auto",
         description="auto: a square around the head (one camera) or around the point that all "
@@ -207,22 +207,24 @@ def _choose_crops(
 ) -> tuple[dict[str, Crop], list[str]]:
     cameras = capture.cameras
     if params.crop == "none":
-        return {each.name: whole(each.width, each.height, params.size) for each in cameras}, []
+        return {
+            each.name: whole(each.width, each.height, params.image_size) for each in cameras
+        }, []
     if params.crop != "auto":
         x, y, side = params.crop
         for camera in cameras:
-            crop = square(x, y, side, params.size) if side > 0 else None
+            crop = square(x, y, side, params.image_size) if side > 0 else None
             if crop is None or crop.padding(camera.width, camera.height) >= 1:
                 raise CaptureError(
                     f"ingest.crop [{x}, {y}, {side}] shows nothing of camera {camera.name}, whose "
                     f"photos are {camera.width}x{camera.height}. Give [x, y, side] in source "
                     "pixels."
                 )
-        return {each.name: square(x, y, side, params.size) for each in cameras}, []
+        return {each.name: square(x, y, side, params.image_size) for each in cameras}, []
     if len(cameras) > 1:
-        return frame_rig(cameras, params.size)
+        return frame_rig(cameras, params.image_size)
     only = cameras[0].name
-    return {only: frame_face(_samples(capture, wanted), params.size, where)}, []
+    return {only: frame_face(_samples(capture, wanted), params.image_size, where)}, []
 
 
 def _samples(capture: Capture, wanted: dict[str, range]) -> list[Image]:
@@ -312,6 +314,6 @@ def _crop_notes(pictures: dict[str, _Pictures]) -> list[str]:
     if least < stored:
         notes.append(
             f"Crops from {least} px on are enlarged to {stored} px: the capture has less detail "
-            "than ingest.size asks for."
+            "than ingest.image_size asks for."
         )
     return notes

@@ -8,7 +8,6 @@ with the identity as it is. A timestep that cannot be tracked is set aside with 
 from __future__ import annotations
 
 import json
-import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -98,7 +97,6 @@ def run(inputs: Inputs, params: Params, out: Path) -> None:
             each other.
         AssetError: the head model cannot be built.
     """
-    began = time.monotonic()
     seen = _read(inputs, params)
     model = head_model()
     photos = _photos(inputs, seen) if params.photometric else None
@@ -128,8 +126,7 @@ def run(inputs: Inputs, params: Params, out: Path) -> None:
         ),
     )
     (out / "preview.jpg").write_bytes(encode_jpeg(_preview(inputs, seen, head, kept), 90))
-    summary = _summary(seen, track, kept, rejects)
-    write_json(out / "summary.json", {**summary, "seconds": round(time.monotonic() - began, 2)})
+    write_json(out / "summary.json", _summary(seen, track, kept, rejects))
 
 
 @dataclass(frozen=True)

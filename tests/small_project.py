@@ -133,6 +133,13 @@ def drive(jobs: int) -> None:
                 dvc_bridge.commit({name: entry} if entry else {})
 
 
+def add_remote(folder: Path) -> None:
+    """Give the current project ``folder`` as its default remote, which is not trusted."""
+    Path(".dvc/config.local").write_text(
+        f"[core]\n    remote = store\n['remote \"store\"']\n    url = {folder}\n    verify = true\n"
+    )
+
+
 def ran() -> list[str]:
     """Which stages have really run since ``make``, in order."""
     return Path("runs").read_text().split() if Path("runs").exists() else []

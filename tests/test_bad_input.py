@@ -42,7 +42,7 @@ def run(capture: Path, tmp_path: Path, format: str = "auto", **params: Any) -> P
     out = tmp_path / "artifacts" / "ingest"
     inputs = Inputs("018", capture, format, out.parent, tmp_path / "work", Splits())
     with writing(out) as folder:
-        ingest.run(inputs, ingest.Params(size=64, **params), folder)
+        ingest.run(inputs, ingest.Params(image_size=64, **params), folder)
     return out
 
 

@@ -149,6 +149,16 @@ def test_doctor_speaks_of_every_part() -> None:
         assert part in done.output
 
 
+def test_doctor_speaks_of_a_remote_that_is_not_verified(project: Path) -> None:
+    small_project.add_remote(project / "store")
+    assert "DVC remote" not in gha("doctor").output
+    settings = project / ".dvc" / "config.local"
+    settings.write_text(settings.read_text().replace("verify = true", "verify = false"))
+    done = gha("doctor")
+    assert "dvc remote modify --local store verify true" in " ".join(done.output.split())
+    assert done.exit_code == 1
+
+
 def test_assets_lists_licences() -> None:
     done = gha("assets")
     assert done.exit_code == 0, done.output

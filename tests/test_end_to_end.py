@@ -2,14 +2,21 @@
 
 from __future__ import annotations
 
+import hashlib
 import importlib
 import json
+import os
 import re
+import shutil
+import subprocess
+import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from safetensors import safe_open
 
 from gha_core.artifacts import schemas
@@ -24,18 +31,16 @@ from tasks.stage import Inputs
 
 SPLITS = Splits(test_sequences=("FREE",))
 TINY: dict[str, dict[str, Any]] = {
-    "ingest": {"size": 128},
+    "ingest": {"image_size": 128},
     "geometry": {"steps": 25, "image_size": 64, "resolution": 16, "output_resolution": 20},
     "avatar": {"steps": 40, "gaussians": 1500, "width": 16, "crop": 64},
     "evaluation": {"max_views": 4, "video_frames": 4},
 }
 
 
-@pytest.fixture(scope="module")
-def artifacts(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    root = tmp_path_factory.mktemp("end_to_end")
-    capture = film(root / "studio", SIZES["small"])
-    for stage in STAGES:
+def make(root: Path, capture: Path, stages: Sequence[str] = STAGES) -> Path:
+    """Run ``stages`` on ``capture``; returns the folder of their artifacts."""
+    for stage in stages:
         module = importlib.import_module(f"tasks.{stage}")
         work = root / "work" / stage
         work.mkdir(parents=True)
@@ -43,6 +48,53 @@ def artifacts(tmp_path_factory: pytest.TempPathFactory) -> Path:
         with writing(root / "artifacts" / stage) as out:
             module.run(inputs, module.Params(**TINY.get(stage, {})), out)
     return root / "artifacts"
+
+
+@pytest.fixture(scope="module")
+def capture(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return film(tmp_path_factory.mktemp("studio"), SIZES["small"])
+
+
+@pytest.fixture(scope="module")
+def artifacts(tmp_path_factory: pytest.TempPathFactory, capture: Path) -> Path:
+    return make(tmp_path_factory.mktemp("end_to_end"), capture)
+
+
+AGAIN = """
+import sys
+from pathlib import Path
+import torch
+torch.set_num_threads(int(sys.argv[3]))
+from test_end_to_end import STAGES, make
+make(Path(sys.argv[1]), Path(sys.argv[2]), STAGES[:-1])
+"""
+
+
+@pytest.mark.slow
+def test_another_process_in_another_folder_makes_the_same_bytes(
+    artifacts: Path, capture: Path, tmp_path: Path
+) -> None:
+    """Of everything up to the avatar: no clock, path, hash seed or order of files shows."""
+    elsewhere = shutil.copytree(capture, tmp_path / "footage" / capture.name)
+    again = tmp_path / "a project of another name"
+    arguments = [str(again), str(elsewhere), str(torch.get_num_threads())]
+    subprocess.run(
+        [sys.executable, "-c", AGAIN, *arguments],
+        env={**os.environ, "PYTHONPATH": str(Path(__file__).parent), "PYTHONHASHSEED": "7"},
+        check=True,
+    )
+    first, second = hashes(artifacts), hashes(again / "artifacts")
+    first = {path: value for path, value in first.items() if not path.startswith("evaluation")}
+    assert {path.split("/")[0] for path in second} == set(STAGES[:-1])
+    assert [path for path in first | second if first.get(path) != second.get(path)] == []
+
+
+def hashes(folder: Path) -> dict[str, str]:
+    return {
+        path.relative_to(folder).as_posix(): hashlib.sha256(path.read_bytes()).hexdigest()
+        for path in folder.rglob("*")
+        if path.is_file()
+    }
 
 
 @pytest.mark.slow

@@ -291,7 +291,7 @@ def test_check_mends_from_the_workspace_and_names_what_it_cannot(project: Path) 
 
 def test_check_mends_from_the_remote(project: Path, tmp_path: Path) -> None:
     make()
-    dvc("remote", "add", "-d", "store", str(tmp_path / "store"))
+    small_project.add_remote(tmp_path / "store")
     dvc("push", "-q")
     text = Path("data/subjects/ann/read/text")
     damaged = object_of(str(text))
@@ -317,8 +317,7 @@ def test_check_mends_from_the_remote(project: Path, tmp_path: Path) -> None:
 
 def test_a_damaged_remote_is_noticed_when_pulling(project: Path, tmp_path: Path) -> None:
     make()
-    dvc("remote", "add", "-d", "store", str(tmp_path / "store"))
-    dvc("remote", "modify", "store", "verify", "true")
+    small_project.add_remote(tmp_path / "store")
     dvc("push", "-q")
     damaged = object_of("data/subjects/ann/read/text")
     flip(tmp_path / "store" / damaged.relative_to(project / ".dvc" / "cache"))
@@ -332,7 +331,7 @@ def test_a_damaged_remote_is_noticed_when_pulling(project: Path, tmp_path: Path)
 
 def test_a_remote_that_cannot_be_reached_hinders_nobody(project: Path, tmp_path: Path) -> None:
     (tmp_path / "store").write_text("a file where the remote should be")
-    dvc("remote", "add", "-d", "store", str(tmp_path / "store"))
+    small_project.add_remote(tmp_path / "store")
     assert len(make()) == 6
     object_of("data/subjects/ann/read/text").unlink()
     Path("data/subjects/ann/read/text").unlink()

@@ -57,7 +57,7 @@ def capture(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_every_frame_of_every_camera_is_stored_under_its_key(capture: Path, tmp_path: Path) -> None:
-    out = run(capture, tmp_path / "ingest", size=64)
+    out = run(capture, tmp_path / "ingest", image_size=64)
     rows = frames(out)
     expected = [
         (seq, t, cam) for seq in sorted(SEQUENCES) for t in range(5) for cam in sorted(SERIALS)
@@ -76,7 +76,7 @@ def test_every_frame_of_every_camera_is_stored_under_its_key(capture: Path, tmp_
 
 
 def test_stored_cameras_see_what_the_transform_says(capture: Path, tmp_path: Path) -> None:
-    out = run(capture, tmp_path / "ingest", size=64)
+    out = run(capture, tmp_path / "ingest", image_size=64)
     stored = cameras(out)
     points = np.random.default_rng(0).uniform(-0.1, 0.1, (20, 3))
     for row in frames(out)[:3]:
@@ -89,7 +89,7 @@ def test_stored_cameras_see_what_the_transform_says(capture: Path, tmp_path: Pat
 
 
 def test_backgrounds_get_the_crop_of_the_frames(capture: Path, tmp_path: Path) -> None:
-    out = run(capture, tmp_path / "ingest", size=64, crop=(0, 0, 48))
+    out = run(capture, tmp_path / "ingest", image_size=64, crop=(0, 0, 48))
     for k, row in enumerate(read_rows(out / "backgrounds.parquet", schemas.BACKGROUNDS)):
         stored = decode_image(row["image"]).astype(int)
         source = picture(k)[:48]
@@ -99,7 +99,7 @@ def test_backgrounds_get_the_crop_of_the_frames(capture: Path, tmp_path: Path) -
 
 def test_stride_and_limit_keep_the_numbers_of_the_frames(capture: Path, tmp_path: Path) -> None:
     out = run(
-        capture, tmp_path / "ingest", size=64, stride=2, max_frames=2, sequences=["FREE"],
+        capture, tmp_path / "ingest", image_size=64, stride=2, max_frames=2, sequences=["FREE"],
         cameras=["2222*36"], crop="none",
     )  # fmt: skip
     assert [row["timestep"] for row in frames(out)] == [0, 2]
@@ -107,14 +107,14 @@ def test_stride_and_limit_keep_the_numbers_of_the_frames(capture: Path, tmp_path
 
 
 def test_the_whole_photo_can_be_stored(capture: Path, tmp_path: Path) -> None:
-    out = run(capture, tmp_path / "ingest", size=128, crop="none")
+    out = run(capture, tmp_path / "ingest", image_size=128, crop="none")
     assert {(row["width"], row["height"]) for row in frames(out)} == {(96, 128)}
     camera = cameras(out)[SERIALS[0]]
     assert np.allclose(camera.K, np.diag([2, 2, 1]) @ rig()[0].K)
 
 
 def test_same_input_same_bytes(capture: Path, tmp_path: Path) -> None:
-    first, second = (run(capture, tmp_path / name / "ingest", size=64) for name in "ab")
+    first, second = (run(capture, tmp_path / name / "ingest", image_size=64) for name in "ab")
     for path in sorted(first.iterdir()):
         if path.name != "summary.json":
             assert path.read_bytes() == (second / path.name).read_bytes(), path.name
@@ -127,7 +127,7 @@ def test_bad_frames_are_set_aside_with_a_reason(tmp_path: Path) -> None:
     images[2] = np.zeros_like(images[2])
     write_video(path, images, options={"g": "1", "bf": "0"})
     damage(path, video_packets(path)[5])
-    out = run(root, tmp_path / "ingest", size=64)
+    out = run(root, tmp_path / "ingest", image_size=64)
     rejects = read_table(out / "rejects.parquet", schemas.REJECTS).to_pylist()
     found = [(row["timestep"], row["camera"], row["reason"].split(":")[0]) for row in rejects]
     assert found == [
@@ -144,7 +144,7 @@ def test_too_many_bad_frames_stop_the_stage(tmp_path: Path) -> None:
     for path in root.glob("sequences/FREE/images/*.mp4"):
         write_video(path, [np.zeros((64, 48, 3), np.uint8)] * 4)
     with pytest.raises(CaptureError, match=r"12 of 12 frames.*sequence FREE, timestep 0, camera"):
-        run(root, tmp_path / "ingest", size=64)
+        run(root, tmp_path / "ingest", image_size=64)
 
 
 def test_sharpness_tells_blurred_from_sharp(tmp_path: Path) -> None:
@@ -152,7 +152,7 @@ def test_sharpness_tells_blurred_from_sharp(tmp_path: Path) -> None:
     sharp = np.repeat(checks[..., None], 3, -1)
     blurred = cv2.GaussianBlur(sharp, (0, 0), 4)
     path = write_video(tmp_path / "a.mp4", [sharp, blurred], options={"g": "1"})
-    out = run(path, tmp_path / "ingest", size=64, crop="none")
+    out = run(path, tmp_path / "ingest", image_size=64, crop="none")
     first, second = (row["sharpness"] for row in frames(out))
     assert first > 10 * second
 
@@ -179,7 +179,7 @@ def test_one_camera_is_cropped_around_the_face(
     photo = np.full((360, 640, 3), face[0, 0], np.uint8)
     photo[y : y + 256, x : x + 256] = face
     path = write_video(tmp_path / "me.mp4", [photo] * 6)
-    out = run(path, tmp_path / "ingest", size=256)
+    out = run(path, tmp_path / "ingest", image_size=256)
     rows = frames(out)
     assert len(rows) == 6
     assert len({tuple(row["transform"]) for row in rows}) == 1  # fixed for the clip
@@ -206,7 +206,7 @@ def test_a_clip_without_a_face_says_so(tmp_path: Path) -> None:
 
 def test_a_crop_beyond_the_photo_is_padded_and_reported(tmp_path: Path) -> None:
     path = write_video(tmp_path / "a.mp4", [np.full((64, 96, 3), 150, np.uint8) + numbered(1, 96)])
-    out = run(path, tmp_path / "ingest", size=64, crop=(-48, 0, 96))
+    out = run(path, tmp_path / "ingest", image_size=64, crop=(-48, 0, 96))
     image = decode_image(frames(out)[0]["image"])
     assert image[:, :31].max() < 8
     assert any("outside its photo" in note for note in read_json(out / "summary.json")["warnings"])

@@ -23,7 +23,7 @@ from tasks.parameters import (
 )
 
 ROOT = Path(__file__).parents[1]
-PARAMS = "seed: 3\nsplits: {test_every: 5}\ningest: {size: 128}\n"
+PARAMS = "seed: 3\nsplits: {test_every: 5}\ningest: {image_size: 128}\n"
 SUBJECTS = "subjects:\n  ann:\n    capture: ann.mp4\n    format: monocular\n"
 
 
@@ -62,7 +62,7 @@ def test_a_subject_overrides_only_what_it_names(project: Path) -> None:
         file.write("    ingest: {stride: 2}\n    splits: {test_cameras: [left]}\n")
     resolved = resolve(project, "ingest", "ann")
     values = resolved.params.model_dump()
-    assert (values["size"], values["stride"]) == (128, 2)
+    assert (values["image_size"], values["stride"]) == (128, 2)
     assert resolved.splits == Splits(test_cameras=("left",), test_every=5)
     assert resolved.seed == 3
 
@@ -70,14 +70,15 @@ def test_a_subject_overrides_only_what_it_names(project: Path) -> None:
 @pytest.mark.parametrize(
     ("file", "old", "new", "message"),
     [
-        ("params", "size: 128", "siz: 128", "params.yaml: ingest: unknown parameter 'siz'; did you "
-         "mean 'size'?"),
+        ("params", "image_size: 128", "image_siz: 128", "params.yaml: ingest: unknown "
+         "parameter 'image_siz'; did you mean 'image_size'?"),
         ("params", "splits: {", "splits: {test_camera: [a], ", "did you mean 'test_cameras'?"),
         ("params", "ingest:", "injest:", "params.yaml: unknown key 'injest'; did you mean "
          "'ingest'?"),
-        ("params", "size: 128", "size: big", "params.yaml: ingest.size is 'big'; it should be a "
-         "valid integer"),
-        ("params", "size: 128", "size: 1", "params.yaml: ingest.size is 1; it should be greater"),
+        ("params", "size: 128", "size: big", "params.yaml: ingest.image_size is 'big'; it "
+         "should be a valid integer"),
+        ("params", "size: 128", "size: 1", "params.yaml: ingest.image_size is 1; it should "
+         "be greater"),
         ("params", "seed: 3", "seed: -1", "params.yaml: seed is -1"),
         ("params", "seed: 3", "seed: 3\nseed: 4", "params.yaml, line 2"),
         ("params", "size: 128}", "size: 128", "params.yaml"),

@@ -11,8 +11,10 @@ from pathlib import Path
 
 import pytest
 
-from flows import dvc_bridge, stage_process, subject
-from flows.dvc_bridge import Outcome, Stage
+from flows import dvc_bridge, project, stage_process, subject
+from flows.batch import batch_flow
+from flows.dvc_bridge import Entry, Outcome, Stage
+from flows.machines import Here
 from flows.subject import NOT_STARTED, Result, run_stages
 
 STAGES = [
@@ -39,7 +41,7 @@ def started(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[str]]:
 
     class Task:
         @staticmethod
-        def submit(name: str, threads: int) -> Future:
+        def submit(name: str, stage: Stage, hands: Here, made: dict[str, Entry]) -> Future:
             names.append(name)
             failure = stage_process.StageFailed("The capture is too dark.")
             return Future(failure if name == "matting@bob" else Outcome("ran", {"cmd": name}))
@@ -80,7 +82,7 @@ def how(results: list[Result]) -> dict[str, str]:
 
 
 def test_a_failure_stops_only_what_follows_it(started: list[str], commits: list) -> None:
-    results = run_stages(STAGES, jobs=2)
+    results = run_stages(STAGES, Here(2))
     assert how(results) == {
         **dict.fromkeys((stage.name for stage in STAGES), "ran"),
         "matting@bob": "failed",
@@ -95,11 +97,24 @@ def test_a_failure_stops_only_what_follows_it(started: list[str], commits: list)
 def test_after_a_failure_nothing_starts_unless_it_keeps_going(
     started: list[str], commits: list
 ) -> None:
-    results = run_stages(STAGES, jobs=1, keep_going=False)
+    results = run_stages(STAGES, Here(1), keep_going=False)
     assert started[-1] == "matting@bob"
     stopped = [result.name for result in results if result.error == NOT_STARTED]
     assert stopped == [s.name for s in STAGES if s.name not in started]
     assert stopped
+
+
+def test_flows_hand_on_whether_to_keep_going(
+    started: list[str], commits: list, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(project, "enter", lambda: None)
+    monkeypatch.setattr(project, "tidy", dict)
+    monkeypatch.setattr(dvc_bridge, "plan", lambda subjects: STAGES)
+    last = "tracking"
+    assert "skipped" not in how(batch_flow.fn(["ann", "eve"], last, keep_going=True)[6:]).values()
+    started.clear()
+    assert how(batch_flow.fn(["ann", "eve"], last, keep_going=False))["tracking@eve"] == "skipped"
+    assert started[-1] == "matting@bob"
 
 
 def test_after_a_stop_what_is_finished_is_committed(
@@ -112,7 +127,7 @@ def test_after_a_stop_what_is_finished_is_committed(
         return futures
 
     monkeypatch.setattr(subject, "as_completed", stopping)
-    results = run_stages(STAGES, jobs=2)
+    results = run_stages(STAGES, Here(2))
     assert how(results)["ingest@ann"] == "ran"
     assert len(started) == 2
     assert [name for each in commits for name in each] == started

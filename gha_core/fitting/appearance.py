@@ -13,7 +13,6 @@ tremble.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
@@ -21,6 +20,7 @@ from functools import partial
 
 import cv2
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
 from gha_core.artifacts.images import Image
@@ -95,7 +95,7 @@ def align(
     looks: dict[float, _Look] = {}
     known = None
     others = sorted(set(range(len(motion.expression))) - set(teachers))
-    with ThreadPoolExecutor(os.cpu_count()) as pool:
+    with ThreadPoolExecutor(torch.get_num_threads()) as pool:
         for blur in _BLURS:
             taught = partial(aligner.taught, photos, known, blur)
             rounds = track(pool.map(taught, teachers), "learning the skin's looks", len(teachers))

@@ -26,7 +26,6 @@ def save_checkpoint(path: Path, state: TrainingState) -> None:
         tensors |= {f"adam.{index}.{name}": value for name, value in moments.items()}
     metadata = {
         "step": str(state.step),
-        "seconds": repr(state.seconds),
         "history": json.dumps(state.history),
     }
     temporary = path.with_suffix(".writing")
@@ -60,7 +59,6 @@ def load_checkpoint(path: Path, state: TrainingState) -> None:
         groups = state.optimiser.state_dict()["param_groups"]
         state.optimiser.load_state_dict({"state": moments, "param_groups": groups})
         state.step = int(metadata["step"])
-        state.seconds = float(metadata["seconds"])
         state.history = json.loads(metadata["history"])
     except (OSError, SafetensorError, KeyError, ValueError, RuntimeError) as error:
         raise ArtifactError(

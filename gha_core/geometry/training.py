@@ -62,7 +62,6 @@ class TrainingState:
         landmarks: [M, 3] neutral landmarks P0, learnable.
         step: the next one.
         history: rows of the history table.
-        seconds: spent so far, earlier runs included.
     """
 
     networks: HeadNetworks
@@ -70,7 +69,6 @@ class TrainingState:
     optimiser: torch.optim.Adam
     step: int = 0
     history: list[dict[str, Any]] = field(default_factory=list)
-    seconds: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -124,7 +122,7 @@ def train(
             settings.sphere_steps,
             seed,
         )
-    saved = began = time.monotonic() - state.seconds
+    saved = time.monotonic()
     steps = range(state.step, settings.steps)
     for step in track(steps, "geometry", total=settings.steps, start=state.step):
         if step % settings.sweep_every == 0:
@@ -139,7 +137,6 @@ def train(
         total = losses.weighted_sum(terms, settings.weights, where)
         _update(state, total, settings)
         state.step = step + 1
-        state.seconds = time.monotonic() - began
         if step % HISTORY_EVERY == 0 or state.step == settings.steps:
             values = {"total": total} | terms
             state.history += [
