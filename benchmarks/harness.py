@@ -58,26 +58,32 @@ class Options:
     quick: bool
     json: Path | None
     repeats: int
+    device: str = "cpu"
 
 
-def options(description: str | None) -> Options:
-    """The command line; sets torch's number of threads."""
+def options(description: str | None, devices: tuple[str, ...] = ("cpu",)) -> Options:
+    """The command line; sets torch's number of threads.
+
+    Args:
+        devices: that the benchmark can run on.
+    """
     parser = argparse.ArgumentParser(
         description=description, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--quick", action="store_true", help="small cases only, under 40 s")
     parser.add_argument("--json", type=Path, help="also write the result to this file")
     parser.add_argument("--threads", type=int, default=os.cpu_count())
+    parser.add_argument("--device", choices=devices, default=devices[0])
     chosen = parser.parse_args()
     torch.set_num_threads(chosen.threads)
-    return Options(chosen.quick, chosen.json, 5 if chosen.quick else 15)
+    return Options(chosen.quick, chosen.json, 5 if chosen.quick else 15, chosen.device)
 
 
-def measure_machine() -> Machine:
+def measure_machine(device: str = "cpu") -> Machine:
     """The best of some products of large matrices, and of some copies of large arrays."""
-    side, length = 1024, 1 << 25
-    a, b = torch.rand(side, side), torch.rand(side, side)
-    source, target = torch.rand(length), torch.empty(length)
+    side, length = (1024 if device == "cpu" else 8192), 1 << 25
+    a, b = torch.rand(side, side, device=device), torch.rand(side, side, device=device)
+    source, target = torch.rand(length, device=device), torch.empty(length, device=device)
     product = min(_seconds(lambda: torch.mm(a, b)) for _ in range(10))
     copy = min(_seconds(lambda: target.copy_(source)) for _ in range(5))
     return Machine(2 * side**3 / product, 2 * 4 * length / copy)
@@ -85,7 +91,7 @@ def measure_machine() -> Machine:
 
 def run_cases(cases: list[Case], chosen: Options) -> None:
     """Time the cases, print a table and write the JSON."""
-    machine = measure_machine()
+    machine = measure_machine(chosen.device)
     patience = 6.0 if chosen.quick else 30.0
     rows = []
     for case in cases:
@@ -127,7 +133,8 @@ def row(name: str, times: dict[str, list[float]], floor: float) -> dict[str, Any
 def report(rows: list[dict[str, Any]], machine: Machine, chosen: Options) -> None:
     """Print the rows, and write them to the JSON file if one is wanted."""
     print(
-        f"{torch.get_num_threads()} threads, {machine.arithmetic / 1e9:.0f} Gflop/s, "
+        f"{device_name(chosen.device)}, {torch.get_num_threads()} threads, "
+        f"{machine.arithmetic / 1e9:.0f} Gflop/s, "
         f"{machine.memory / 1e9:.1f} GB/s; milliseconds, median (quartiles)"
     )
     for each in rows:
@@ -135,9 +142,9 @@ def report(rows: list[dict[str, Any]], machine: Machine, chosen: Options) -> Non
         print(f"{each['name']}")
         for who, median in timings.items():
             low, high = each["quartiles_ms"][who]
-            print(f"    {who:12}{median:12.2f}  ({low:.2f} .. {high:.2f})")
+            print(f"    {who:28}{median:12.2f}  ({low:.2f} .. {high:.2f})")
         floor, ours, twin = each["floor_ms"], each["ours_ms"], each["twin_ms"]
-        print(f"    {'floor':12}{floor:12.2f}  ours is {twin / ours:.1f} x as fast as the twin, "
+        print(f"    {'floor':28}{floor:12.2f}  ours is {twin / ours:.1f} x as fast as the twin, "
               f"{ours / floor:.1f} x the floor")  # fmt: skip
     if chosen.json:
         result = {
@@ -147,10 +154,15 @@ def report(rows: list[dict[str, Any]], machine: Machine, chosen: Options) -> Non
                 "gflops": round(machine.arithmetic / 1e9, 1),
                 "gigabytes_per_second": round(machine.memory / 1e9, 2),
                 "torch": torch.__version__,
+                "device": device_name(chosen.device),
             },
             "cases": rows,
         }
         chosen.json.write_text(json.dumps(result, indent=2) + "\n")
+
+
+def device_name(device: str) -> str:
+    return "cpu" if device == "cpu" else torch.cuda.get_device_name()
 
 
 def _quartiles(values: list[float]) -> list[float]:
@@ -163,4 +175,6 @@ def _quartiles(values: list[float]) -> list[float]:
 def _seconds(run: Run) -> float:
     start = time.perf_counter()
     run()
+    if torch.cuda.is_initialized():
+        torch.cuda.synchronize()
     return time.perf_counter() - start

@@ -1,6 +1,8 @@
-"""Splatting of Gaussians, forward and backward: the native kernels against the twin in PyTorch.
+"""Splatting of Gaussians, forward and backward: what is chosen here against the twin in PyTorch and
+against every other installed backend.
 
     python -m benchmarks.splat --json result.json
+    python -m benchmarks.splat --device cuda --json result.json
 
 The floor counts, of every pixel that a Gaussian does reach, its exponential, its features and their
 gradients; and for memory one reading of the parameters and images and one writing of the gradients.
@@ -9,12 +11,14 @@ gradients; and for memory one reading of the parameters and images and one writi
 from __future__ import annotations
 
 from dataclasses import astuple, fields
+from functools import partial
 
 import torch
+from torch import Tensor
 
 from benchmarks.harness import Case, options, run_cases
 from benchmarks.scenes import Shell, shell
-from gha_core.splatting import Splat, rasterize_gaussians
+from gha_core.splatting import BACKENDS, Splat, rasterize_gaussians
 from gha_core.splatting.projection import MIN_ALPHA, MIN_TRANSMITTANCE, project
 
 ALPHA_OPERATIONS = 30  # of a Gaussian at a pixel: the quadratic form, the exponential, the blend
@@ -23,15 +27,18 @@ _BAND = 4  # px, rows that are counted at a time
 FULL = [(10_000, 128, 32), (50_000, 256, 32), (200_000, 256, 32), (50_000, 1024, 32)]
 FULL += [(10_000, 256, 3), (50_000, 256, 3)]
 QUICK = [(5_000, 64, 3), (10_000, 128, 32)]
+CUDA = [(144_000, 512, 32)]  # the paper's size, too large for the CPU's twin
 
 
 def main() -> None:
-    chosen = options(__doc__)
+    chosen = options(__doc__, ("cpu", "cuda"))
     sizes = QUICK if chosen.quick else FULL
-    run_cases([case(*size) for size in sizes], chosen)
+    if chosen.device == "cuda" and not chosen.quick:
+        sizes = CUDA + FULL
+    run_cases([case(*size, chosen.device) for size in sizes], chosen)
 
 
-def case(count: int, size: int, channels: int) -> Case:
+def case(count: int, size: int, channels: int, device: str) -> Case:
     scene = shell(count, channels, 1, size)
     with torch.no_grad():
         pairs = drawn_pairs(scene, size)
@@ -39,17 +46,22 @@ def case(count: int, size: int, channels: int) -> Case:
     operations = pairs * (2 * ALPHA_OPERATIONS + 6 * channels)
     parameters = sum(tensor.numel() for tensor in astuple(scene))
     moved = 4 * (3 * parameters + 3 * size * size * (channels + 2))
+    inputs = [tensor.to(device) for tensor in astuple(scene)]
+    ours, *others = BACKENDS.usable(device)
+    twin = BACKENDS.known[-1]
     return Case(
-        f"splat {count} Gaussians, {size}x{size}, {channels} channels, forward + backward",
-        ours=lambda: step(scene, "native", size),
-        twin=lambda: step(scene, "twin", size),
+        f"splat {count} Gaussians, {size}x{size}, {channels} channels, forward + backward, "
+        f"{ours.name} on {device}",
+        ours=partial(step, inputs, ours.name, size),
+        twin=partial(step, inputs, twin.name, size),
         operations=operations,
         moved=moved,
+        peers={b.name: partial(step, inputs, b.name, size) for b in others if b is not twin},
     )
 
 
-def step(scene: Shell, backend: str, size: int) -> None:
-    leaves = [tensor.detach().clone().requires_grad_() for tensor in astuple(scene)]
+def step(inputs: list[Tensor], backend: str, size: int) -> None:
+    leaves = [tensor.detach().clone().requires_grad_() for tensor in inputs]
     splat = rasterize_gaussians(*leaves, width=size, height=size, backend=backend)
     planes = [getattr(splat, plane.name) for plane in fields(Splat)]
     torch.autograd.backward(planes, [torch.ones_like(plane) for plane in planes])

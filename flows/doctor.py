@@ -17,9 +17,6 @@ from gha_core.assets import ASSETS, asset_folder, is_present
 from gha_core.errors import GhaError
 
 OPTIONAL = {
-    "gsplat": "Gaussian rasteriser on NVIDIA GPUs: pip install 'gha[cuda]'",
-    "kaolin": "mesh rasteriser on NVIDIA GPUs: see NVIDIA's index of kaolin wheels",
-    "diff_gaussian_rasterization": "reference rasteriser (non-commercial); build it from source",
     "insightface": "identity similarity (its models: non-commercial research only)",
 }
 
@@ -39,6 +36,7 @@ def examine() -> Iterator[Finding]:
     yield _torch()
     yield _gpu()
     yield _native()
+    yield from _backends()
     for package in ("dvc", "prefect", "anny", "ai-edge-litert"):
         yield _package(package)
     for module, purpose in OPTIONAL.items():
@@ -77,6 +75,23 @@ def _native() -> Finding:
             "Install a C++17 compiler and run: pip install -e .",
         )
     return Finding("native kernels", "ok", "built")
+
+
+def _backends() -> Iterator[Finding]:
+    """Per operation and device, what would do the work, why, and what is missing."""
+    import torch
+
+    from gha_core import mesh_rasterisation, splatting
+    from gha_core.geometry import marching
+
+    absent = "" if torch.cuda.is_available() else " (there is none here)"
+    for backends in (splatting.BACKENDS, mesh_rasterisation.BACKENDS, marching.BACKENDS):
+        on_cpu, on_cuda = backends.explain("cpu"), backends.explain("cuda")
+        best = not absent and backends.is_best("cuda")
+        yield Finding(
+            f"{backends.operation} on the CPU", "ok" if backends.is_best("cpu") else "no", on_cpu
+        )
+        yield Finding(f"{backends.operation} on CUDA{absent}", "ok" if best else "no", on_cuda)
 
 
 def _package(name: str) -> Finding:

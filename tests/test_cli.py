@@ -15,6 +15,7 @@ from small_project import dvc
 from typer.testing import CliRunner, Result
 
 from flows.cli import app
+from flows.doctor import examine
 from tasks.parameters import STAGES, read_subjects
 
 ROOT = Path(__file__).parents[1]
@@ -147,6 +148,15 @@ def test_doctor_speaks_of_every_part() -> None:
     done = gha("doctor")
     for part in ("PyTorch", "GPU", "native kernels", "gsplat", "facemesh", "Apache-2.0", "disk"):
         assert part in done.output
+    rows = {finding.what: finding for finding in examine()}
+    for operation in ("Gaussian splatting", "mesh rasterisation", "marching tetrahedra"):
+        on_cpu = rows[f"{operation} on the CPU"]
+        assert on_cpu.state == "ok"
+        assert on_cpu.detail.startswith("twin" if operation.startswith("marching") else "native")
+        on_cuda = next(f for what, f in rows.items() if what.startswith(f"{operation} on CUDA"))
+        assert "twin (Apache-2.0)" in on_cuda.detail
+    splatting = next(f for what, f in rows.items() if what.startswith("Gaussian splatting on CUDA"))
+    assert "diff_gaussian_rasterization (non-commercial research only)" in splatting.detail
 
 
 def test_doctor_speaks_of_a_remote_that_is_not_verified(project: Path) -> None:

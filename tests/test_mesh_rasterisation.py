@@ -21,7 +21,7 @@ from gha_core.mesh_rasterisation import (
 
 K = torch.tensor([[10.0, 0, 8], [0, 10, 8], [0, 0, 1]])
 FRONT = torch.eye(4)
-compiled = pytest.mark.skipif(not native.available(), reason="installed without kernels")
+compiled = pytest.mark.skipif(bool(native.missing()), reason="installed without kernels")
 BACKENDS = [pytest.param("native", marks=compiled), "twin"]
 
 
@@ -100,7 +100,7 @@ def test_kernel_and_twin_see_the_same(seed: int, count: int, width: int, height:
 def test_faces_that_point_outside_are_refused() -> None:
     with pytest.raises(ValueError, match="outside the 4 vertices"):
         rasterize(square(1, 1)[0], torch.tensor([[0, 1, 4]]), K, FRONT, 4, 4)
-    with pytest.raises(ParameterError, match="choose auto, native or twin"):
+    with pytest.raises(ParameterError, match="choose one of: auto, native, "):
         rasterize(*square(1, 1), K, FRONT, 4, 4, backend="cuda")
 
 

@@ -6,11 +6,14 @@ linear interpolations between the two nodes of each crossed edge (:func:`interpo
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
+from gha_core.backends import Backend, Backends
+from gha_core.geometry import marching_kaolin
 from gha_core.geometry.tetrahedra import TET_EDGES, TetGrid
 
 
@@ -29,32 +32,48 @@ class Crossing:
     faces: Tensor
 
 
-def cross(grid: TetGrid, sdf: Tensor) -> Crossing:
+def cross(grid: TetGrid, sdf: Tensor, backend: str = "auto") -> Crossing:
     """Find the crossed edges and the faces between them. No gradient.
 
     Args:
         sdf: [N], negative inside; a node at exactly zero counts as outside.
+        backend: a name of ``BACKENDS``, or "auto": the preferred one that can.
     """
     with torch.no_grad():
-        inside = sdf < 0
-        edges, tet_edges = grid.edges
-        crossed = crossed_edges(grid, sdf)
-        vertex = torch.cumsum(crossed, 0) - 1
-        pairs = edges[crossed]
-        pairs = torch.where(inside[pairs[:, :1]], pairs, pairs.flip(1))
-
-        used = torch.zeros(len(grid.nodes), dtype=torch.bool)
+        pairs = grid.edges[0][crossed_edges(grid, sdf)]
+        pairs = torch.where((sdf < 0)[pairs[:, :1]], pairs, pairs.flip(1))
+        used = torch.zeros(len(grid.nodes), dtype=torch.bool, device=sdf.device)
         used[pairs.flatten()] = True
         number = torch.cumsum(used, 0) - 1
+        faces = BACKENDS.choose(backend, sdf.device, sdf.dtype).kernels(grid, sdf)
+        return Crossing(used.nonzero()[:, 0], number[pairs], faces)
 
-        case = (inside[grid.tets] * torch.tensor([1, 2, 4, 8])).sum(1)
-        parts = []
-        for code, triangles in enumerate(_TRIANGLES):
-            if triangles:
-                owner = (case == code).nonzero()[:, 0]
-                local = tet_edges[owner][:, torch.tensor(triangles)]  # [., triangles, 3]
-                parts.append(vertex[local].reshape(-1, 3))
-        return Crossing(used.nonzero()[:, 0], number[pairs], torch.cat(parts))
+
+def triangles(grid: TetGrid, sdf: Tensor) -> Tensor:
+    """[F, 3] int64: the faces between the crossed edges, which are numbered in the grid's order;
+    counter-clockwise seen from outside. The signature of every backend."""
+    _, tet_edges = grid.edges
+    vertex = torch.cumsum(crossed_edges(grid, sdf), 0) - 1
+    bits = torch.tensor([1, 2, 4, 8], device=sdf.device)
+    case = ((sdf < 0)[grid.tets] * bits).sum(1)
+    parts = []
+    for code, corners in enumerate(_TRIANGLES):
+        if corners:
+            owner = (case == code).nonzero()[:, 0]
+            local = tet_edges[owner][:, torch.tensor(corners)]  # [., triangles, 3]
+            parts.append(vertex[local].reshape(-1, 3))
+    return torch.cat(parts)
+
+
+BACKENDS: Backends[Callable[[TetGrid, Tensor], Tensor]] = Backends(
+    "marching tetrahedra",
+    (
+        Backend(
+            "kaolin", marching_kaolin.triangles, device="cuda", missing=marching_kaolin.missing
+        ),
+        Backend("twin", triangles),
+    ),
+)
 
 
 def crossed_edges(grid: TetGrid, sdf: Tensor) -> Tensor:

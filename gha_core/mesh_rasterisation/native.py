@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from gha_core.backends import no_compiler
 from gha_core.mesh_rasterisation.twin import Visible
 
 try:
@@ -13,9 +14,8 @@ except ImportError:  # installed without a C++ compiler
     _native = None
 
 
-def available() -> bool:
-    """Whether the compiled kernels are installed."""
-    return _native is not None
+def missing() -> str | None:
+    return no_compiler(_native)
 
 
 def rasterize_triangles(

@@ -16,10 +16,10 @@ from torch import Tensor
 
 from gha_core.mesh_rasterisation.twin import screen_barycentric, squared_distance
 from gha_core.mesh_rasterisation.visibility import (
+    BACKENDS,
     NEAR,
     Fragments,
     Matrix,
-    choose_backend,
     rasterize,
     to_screen,
 )
@@ -118,7 +118,7 @@ def render_mesh(
     silhouette = fragments.mask.to(vertices.dtype)
     if softness > 0:
         outline = _outline(screen, faces, edges or mesh_edges(faces), fragments)
-        kernels = choose_backend(backend, vertices.device)
+        kernels = BACKENDS.choose(backend, vertices.device).kernels
         silhouette = _soften(silhouette, outline, softness, kernels)
     return MeshImage(
         canvas.index_copy(0, covered, interpolated).reshape(height, width, -1),

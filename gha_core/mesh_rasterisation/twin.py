@@ -58,6 +58,15 @@ def rasterize_triangles(
     )
 
 
+def usable_faces(screen: Tensor, faces: Tensor, near: float) -> Tensor:
+    """[F] bool: all corners lie beyond ``near``, and the face has an area on the screen."""
+    corners = screen[faces]
+    flat = corners[..., :2]
+    area = _cross(flat[:, 1] - flat[:, 0], flat[:, 2] - flat[:, 0])
+    usable = (corners[..., 2] > near).all(-1) & flat.isfinite().all(-1).all(-1)
+    return usable & (area.abs() > 1e-12)
+
+
 def screen_barycentric(corners: Tensor, pixel: Tensor) -> Tensor:
     """[..., 3] barycentric coordinates of pixels [..., 2] in screen triangles [..., 3, 2]."""
     a, b, c = (corners - pixel[..., None, :]).unbind(-2)
@@ -72,20 +81,19 @@ def nearest_segments(segments: Tensor, radius: float, width: int, height: int) -
     Args:
         segments: [S, 4] float64: x y of one end, x y of the other, pixels.
     """
-    best = segments.new_full((height, width), radius**2)
-    nearest = torch.full((height, width), -1, dtype=torch.int64, device=segments.device)
-    rows, columns = torch.meshgrid(
-        torch.arange(height, device=segments.device) + 0.5,
-        torch.arange(width, device=segments.device) + 0.5,
-        indexing="ij",
-    )
-    pixel = torch.stack([columns, rows], -1).to(segments)
-    for index, segment in enumerate(segments):
-        distance = squared_distance(segment.expand(height, width, 4), pixel)
-        closer = distance < best
-        best = torch.where(closer, distance, best)
-        nearest[closer] = index
-    return nearest
+    low = torch.minimum(segments[:, :2], segments[:, 2:]) - radius
+    high = torch.maximum(segments[:, :2], segments[:, 2:]) + radius
+    segment, column, row = _pixels_in_boxes(low, high, width, height)
+    pixel = torch.stack([column, row], -1) + 0.5
+    distance = squared_distance(segments[segment], pixel.to(segments))
+    index = row * width + column
+    best = segments.new_full((height * width,), radius**2)
+    best = best.scatter_reduce(0, index, distance, "amin")
+    # Not those at exactly the radius; of equally near ones the first.
+    chosen = (distance == best[index]) & (distance < radius**2)
+    nearest = torch.full((height * width,), len(segments), device=segments.device)
+    nearest = nearest.scatter_reduce(0, index[chosen], segment[chosen], "amin")
+    return torch.where(nearest < len(segments), nearest, -1).reshape(height, width)
 
 
 def squared_distance(segment: Tensor, pixel: Tensor) -> Tensor:
@@ -101,24 +109,27 @@ def _candidates(
     screen: Tensor, faces: Tensor, near: float, width: int, height: int
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Every (face, column, row) whose pixel centre lies in the face's bounding box."""
-    corners = screen[faces]
-    flat = corners[..., :2]
-    area = _cross(flat[:, 1] - flat[:, 0], flat[:, 2] - flat[:, 0])
-    usable = (corners[..., 2] > near).all(-1) & flat.isfinite().all(-1).all(-1)
-    usable &= area.abs() > 1e-12
-    size = torch.tensor([width, height], dtype=screen.dtype, device=screen.device)
-    flat = torch.where(usable[:, None, None], flat, 0.0)
-    first = torch.ceil(flat.amin(1) - 0.5).clamp_min(0)
-    last = torch.minimum(torch.floor(flat.amax(1) - 0.5), size - 1)
-    extent = (last - first + 1).clamp(min=0).minimum(size).long() * usable[:, None]
+    usable = usable_faces(screen, faces, near)
+    flat = torch.where(usable[:, None, None], screen[faces][..., :2], torch.nan)
+    return _pixels_in_boxes(flat.amin(1), flat.amax(1), width, height)
+
+
+def _pixels_in_boxes(
+    low: Tensor, high: Tensor, width: int, height: int
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Every (box, column, row) whose pixel centre lies in a box [B, 2]; none in a box of NaN."""
+    size = torch.tensor([width, height], dtype=low.dtype, device=low.device)
+    first = torch.ceil(low - 0.5).clamp_min(0)
+    last = torch.minimum(torch.floor(high - 0.5), size - 1)
+    extent = (last - first + 1).nan_to_num(0.0).clamp(min=0).minimum(size).long()
     count = extent[:, 0] * extent[:, 1]
-    face = torch.repeat_interleave(torch.arange(len(faces), device=screen.device), count)
+    box = torch.repeat_interleave(torch.arange(len(low), device=low.device), count)
     start = torch.cumsum(count, 0) - count
-    place = torch.arange(len(face), device=screen.device) - start[face]
-    columns = extent[face, 0]
-    column = first[face, 0].long() + place % columns
-    row = first[face, 1].long() + place // columns
-    return face, column, row
+    place = torch.arange(len(box), device=low.device) - start[box]
+    columns = extent[box, 0]
+    column = first[box, 0].long() + place % columns
+    row = first[box, 1].long() + place // columns
+    return box, column, row
 
 
 def _cross(a: Tensor, b: Tensor) -> Tensor:

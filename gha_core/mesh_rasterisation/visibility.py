@@ -10,12 +10,27 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from gha_core.errors import ParameterError
-from gha_core.mesh_rasterisation import native, twin
+from gha_core.backends import Backend, Backends
+from gha_core.mesh_rasterisation import kaolin, native, twin
 
 Matrix = Tensor | NDArray[np.floating]
 
 NEAR = 0.01  # m; a triangle that comes nearer to the camera plane is left out
+
+BACKENDS: Backends[ModuleType] = Backends(
+    "mesh rasterisation",
+    (
+        Backend(
+            "native",
+            native,
+            device="cpu",
+            missing=native.missing,
+            cost="with the same pictures but some tens of times as slowly",
+        ),
+        Backend("kaolin", kaolin, device="cuda", missing=kaolin.missing),
+        Backend("twin", twin),
+    ),
+)
 
 
 @dataclass(frozen=True)
@@ -58,9 +73,9 @@ def rasterize(
         faces: [F, 3] int64.
         K: [3, 3] intrinsics, pixels, first pixel centre at (0.5, 0.5).
         w2c: [4, 4] OpenCV world to camera.
-        backend: "native", "twin", or "auto" (native where it can).
+        backend: a name of ``BACKENDS``, or "auto": the preferred one that can.
     """
-    kernels = choose_backend(backend, vertices.device)
+    kernels = BACKENDS.choose(backend, vertices.device).kernels
     if len(faces) and (int(faces.min()) < 0 or int(faces.max()) >= len(vertices)):
         raise ValueError(f"faces point outside the {len(vertices)} vertices")
     with torch.no_grad():
@@ -77,20 +92,3 @@ def to_screen(vertices: Tensor, K: Matrix, w2c: Matrix) -> Tensor:
     local = vertices @ w2c[:3, :3].T + w2c[:3, 3]
     depth = local[..., 2:]
     return torch.cat([(local / depth @ K.T)[..., :2], depth], -1)
-
-
-def choose_backend(backend: str, device: torch.device) -> ModuleType:
-    """The module that holds the kernels.
-
-    Raises:
-        ParameterError: an unknown backend, or the native one where it cannot work.
-    """
-    if backend not in ("auto", "native", "twin"):
-        raise ParameterError(f"Unknown mesh backend {backend!r}; choose auto, native or twin.")
-    possible = native.available() and device.type == "cpu"
-    if backend == "native" and not possible:
-        raise ParameterError(
-            "The native mesh kernels need tensors on the CPU and an installation with a C++ "
-            f"compiler (tensors are on {device}, kernels installed: {native.available()})."
-        )
-    return native if possible and backend != "twin" else twin

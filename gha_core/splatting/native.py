@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from gha_core.backends import no_compiler
 from gha_core.errors import ParameterError
 from gha_core.splatting.projection import Projected
 
@@ -25,8 +26,25 @@ except ImportError:  # installed without a C++ compiler
 Planes = tuple[Tensor, Tensor, Tensor]
 
 
-def available() -> bool:
-    return splat_forward is not None
+def missing() -> str | None:
+    return no_compiler(splat_forward)
+
+
+def render(
+    means: Tensor,
+    quaternions: Tensor,
+    scales: Tensor,
+    opacities: Tensor,
+    features: Tensor,
+    background: Tensor,
+    K: Tensor,
+    w2c: Tensor,
+    width: int,
+    height: int,
+) -> Planes:
+    """As :func:`gha_core.splatting.twin.render`."""
+    projected = project(means, quaternions, scales, opacities, K, w2c, width, height)
+    return composite(projected, opacities, features, background, width, height)
 
 
 def project(

@@ -20,7 +20,7 @@ MIN_TRANSMITTANCE = 1e-4  # a pixel is finished when less than this would still 
 
 # Beyond these sizes squares and determinants leave the range of float32.
 _MAX_INPUT = 1e6
-_MAX_VARIANCE = 1e12  # px²
+MAX_VARIANCE = 1e12  # px²
 # The linearisation about the mean is meaningless far outside of the image: the direction at which
 # the Jacobian is taken stays within this part of the image size of the border.
 _MARGIN = 0.15
@@ -67,13 +67,8 @@ def project(
         K: [V, 3, 3] px. w2c: [V, 4, 4] OpenCV.
         width, height: image size, px.
     """
-    usable = _usable(means, quaternions, scales, opacities)
-    # torch.where (not a product): what overflows in the bad rows and their gradients must not
-    # reach anything else.
-    means = torch.where(usable[:, None], means, 0.0)
-    scales = torch.where(usable[:, None], scales, 0.0)
-    identity = quaternions.new_tensor([1.0, 0.0, 0.0, 0.0])
-    quaternions = torch.where(usable[:, None], quaternions, identity)
+    usable = usable_rows(means, quaternions, scales, opacities)
+    means, quaternions, scales = neutralise(~usable, means, quaternions, scales)
 
     # Components lead and Gaussians trail: sums of three run over leading dimensions, which is
     # several times faster than bmm on many 3x3 matrices, and gives the same bits on any number of
@@ -96,11 +91,11 @@ def project(
     row_v = (fy * turn[1] - fy * limited_y * turn[2]) / z
 
     # (J W) (R S): its rows' inner products are the 2D covariance.
-    axes = _scaled_axes(quaternions, scales)  # [3, 3, N]
+    axes = scaled_axes(quaternions, scales)  # [3, 3, N]
     factor_u = (row_u[:, None] * axes[:, :, None]).sum(0)
     factor_v = (row_v[:, None] * axes[:, :, None]).sum(0)
     uu, vv = (factor_u * factor_u).sum(0), (factor_v * factor_v).sum(0)
-    bounded = ((uu < _MAX_VARIANCE) & (vv < _MAX_VARIANCE)).detach()
+    bounded = ((uu < MAX_VARIANCE) & (vv < MAX_VARIANCE)).detach()
     factor_u = torch.where(bounded, factor_u, 0.0)
     factor_v = torch.where(bounded, factor_v, 0.0)
     uu = torch.where(bounded, uu, 0.0) + DILATION
@@ -117,7 +112,21 @@ def project(
     return Projected(means2d, conics, depths, visible.detach())
 
 
-def _usable(means: Tensor, quaternions: Tensor, scales: Tensor, opacities: Tensor) -> Tensor:
+def neutralise(
+    bad: Tensor, means: Tensor, quaternions: Tensor, scales: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Points at the origin instead of the bad [N] ones, which get zero gradient."""
+    # torch.where (not a product): what overflows in the bad rows and their gradients must not
+    # reach anything else.
+    identity = quaternions.new_tensor([1.0, 0.0, 0.0, 0.0])
+    return (
+        torch.where(bad[:, None], 0.0, means),
+        torch.where(bad[:, None], identity, quaternions),
+        torch.where(bad[:, None], 0.0, scales),
+    )
+
+
+def usable_rows(means: Tensor, quaternions: Tensor, scales: Tensor, opacities: Tensor) -> Tensor:
     """[N] bool: every parameter of the Gaussian is a number of reasonable size."""
     usable = torch.ones(len(means), dtype=torch.bool, device=means.device)
     for value in (means, quaternions, scales, opacities):
@@ -131,7 +140,7 @@ def _limit(value: Tensor, low: Tensor, high: Tensor) -> Tensor:
     return torch.minimum(torch.maximum(value, low - margin), high + margin)
 
 
-def _scaled_axes(quaternions: Tensor, scales: Tensor) -> Tensor:
+def scaled_axes(quaternions: Tensor, scales: Tensor) -> Tensor:
     """[3, 3, N] rotation matrices whose columns are multiplied by the scales."""
     w, x, y, z = torch.nn.functional.normalize(quaternions, dim=-1).unbind(-1)
     rotation = torch.stack([

@@ -2,33 +2,52 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cache
 
 import torch
 from torch import Tensor
 
+from gha_core.backends import Backend, Backends
 from gha_core.errors import NotFiniteError, ParameterError
-from gha_core.splatting import native, projection, twin
-from gha_core.splatting.projection import Projected
+from gha_core.splatting import diff_gaussian_rasterization, gsplat, native, twin
 
-Project = Callable[[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, int, int], Projected]
-Composite = Callable[[Projected, Tensor, Tensor, Tensor, int, int], tuple[Tensor, Tensor, Tensor]]
+# means, quaternions, scales, opacities, features, background, K, w2c, width, height
+Render = Callable[
+    [Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, int, int],
+    tuple[Tensor, Tensor, Tensor],
+]
 
-
-@dataclass(frozen=True)
-class Backend:
-    project: Project
-    composite: Composite
-
-
-# A further backend is one more line here and in `_choose`.
-BACKENDS = {
-    "native": Backend(native.project, native.composite),
-    "twin": Backend(projection.project, twin.composite),
-}
+BACKENDS: Backends[Render] = Backends(
+    "Gaussian splatting",
+    (
+        Backend(
+            "native",
+            native.render,
+            device="cpu",
+            missing=native.missing,
+            cost="with the same images but some tens of times as slowly",
+        ),
+        Backend(
+            "gsplat",
+            gsplat.render,
+            device="cuda",
+            missing=gsplat.missing,
+            cost="with the same images but far more slowly",
+        ),
+        Backend(
+            "diff_gaussian_rasterization",
+            diff_gaussian_rasterization.render,
+            licence=diff_gaussian_rasterization.LICENCE,
+            device="cuda",
+            missing=diff_gaussian_rasterization.missing,
+            caution="Gaussians are splatted by diff_gaussian_rasterization, whose licence allows "
+            "non-commercial research only. Install gsplat (Apache-2.0) to be free of it: "
+            "pip install 'gha[cuda]'.",
+        ),
+        Backend("twin", twin.render),
+    ),
+)
 
 
 @dataclass(frozen=True)
@@ -77,9 +96,8 @@ def rasterize_gaussians(
         w2c: [..., 4, 4] world to camera, OpenCV axes; leading dimensions broadcast with those of K.
         width, height: px.
         background: [C] what shines through; zeros if None.
-        backend: "native" (C++, float32 on the CPU), "twin" (plain PyTorch), or "auto": the fastest
-            that can take these tensors, with one warning when that is the twin for want of a
-            compiled extension.
+        backend: a name of ``BACKENDS``, or "auto": the preferred one that is installed and takes
+            such tensors, with one warning when that is the twin for want of a faster one.
 
     Raises:
         ParameterError: unknown or unusable backend, shapes that do not fit, or more than 2³¹
@@ -87,7 +105,7 @@ def rasterize_gaussians(
         NotFiniteError: NaN or infinity in a tensor; names it and the first such index.
     """
     _check(means, quaternions, scales, opacities, features, K, w2c, width, height, background)
-    chosen = BACKENDS[_choose(backend, means)]
+    chosen = BACKENDS.choose(backend, means.device, means.dtype)
     if background is None:
         background = features.new_zeros(features.shape[1])
     check_finite(
@@ -97,9 +115,8 @@ def rasterize_gaussians(
     views = torch.broadcast_shapes(K.shape[:-2], w2c.shape[:-2])
     K = K.expand(*views, 3, 3).reshape(-1, 3, 3)
     w2c = w2c.expand(*views, 4, 4).reshape(-1, 4, 4)
-    projected = chosen.project(means, quaternions, scales, opacities, K, w2c, width, height)
-    image, alpha, depth = chosen.composite(
-        projected, opacities, features, background, width, height
+    image, alpha, depth = chosen.kernels(
+        means, quaternions, scales, opacities, features, background, K, w2c, width, height
     )
     return Splat(
         image.reshape(*views, height, width, -1),
@@ -124,44 +141,6 @@ def check_finite(**tensors: Tensor) -> None:
                 f"{len(bad)} of its {tensor.numel()} numbers are not finite. Correct what computed "
                 "them: NaN and infinity cannot be drawn."
             )
-
-
-def _choose(backend: str, example: Tensor) -> str:
-    fits_native = example.device.type == "cpu" and example.dtype == torch.float32
-    if backend == "auto":
-        if not fits_native:
-            return "twin"
-        if native.available():
-            return "native"
-        _warn_slow()
-        return "twin"
-    if backend not in BACKENDS:
-        raise ParameterError(
-            f"Splatting backend {backend!r} is unknown; choose one of: auto, {', '.join(BACKENDS)}."
-        )
-    if backend == "native" and not native.available():
-        raise ParameterError(
-            "The native splatting kernel is not part of this installation: no C++ compiler was "
-            "found when gha was installed. Install one (e.g. gcc) and gha again, or choose "
-            "backend twin."
-        )
-    if backend == "native" and not fits_native:
-        raise ParameterError(
-            f"The native splatting kernel takes float32 tensors on the CPU, these are "
-            f"{example.dtype} on {example.device}. Convert them, or choose backend twin."
-        )
-    return backend
-
-
-@cache
-def _warn_slow() -> None:
-    warnings.warn(
-        "gha's native kernels are not installed (no C++ compiler was found), so Gaussians are "
-        "splatted by the PyTorch twin: the same images, but training and rendering take some tens "
-        "of times as long. Install a compiler (e.g. gcc) and install gha again.",
-        RuntimeWarning,
-        stacklevel=4,
-    )
 
 
 def _check(

@@ -21,11 +21,37 @@ from gha_core.splatting.projection import (
     MIN_ALPHA,
     MIN_TRANSMITTANCE,
     Projected,
+    project,
 )
 
 _TILE = 16  # px; only bounds memory, the image does not depend on it
 
 Planes = tuple[Tensor, Tensor, Tensor]
+
+
+def render(
+    means: Tensor,
+    quaternions: Tensor,
+    scales: Tensor,
+    opacities: Tensor,
+    features: Tensor,
+    background: Tensor,
+    K: Tensor,
+    w2c: Tensor,
+    width: int,
+    height: int,
+) -> Planes:
+    """V views of N Gaussians; the signature of every backend.
+
+    Args:
+        means: [N, 3]. quaternions: [N, 4]. scales: [N, 3]. opacities: [N]. features: [N, C].
+        background: [C]. K: [V, 3, 3]. w2c: [V, 4, 4].
+
+    Returns:
+        features [V, H, W, C], alpha [V, H, W], depth [V, H, W] (sum of weight x depth).
+    """
+    projected = project(means, quaternions, scales, opacities, K, w2c, width, height)
+    return composite(projected, opacities, features, background, width, height)
 
 
 def composite(
@@ -75,7 +101,7 @@ def _view(
     means2d, conics, depths = means2d[order], conics[order], depths[order]
     opacities = opacities[order]
     payload = torch.cat([features[order], depths[:, None]], -1)
-    low, high = _bounds(means2d.detach(), conics.detach(), opacities.detach())
+    low, high = footprints(means2d.detach(), conics.detach(), opacities.detach())
 
     rows = []
     for top in range(0, height, _TILE):
@@ -111,7 +137,7 @@ def _pixels(
     return torch.cat([(alpha * after[:, :-1]) @ payload, after[:, -1:]], -1)
 
 
-def _bounds(means2d: Tensor, conics: Tensor, opacities: Tensor) -> tuple[Tensor, Tensor]:
+def footprints(means2d: Tensor, conics: Tensor, opacities: Tensor) -> tuple[Tensor, Tensor]:
     """[N, 2] corners of the boxes outside of which alpha is below MIN_ALPHA, one pixel to spare."""
     a, b, c = conics.unbind(-1)
     limit = 2 * torch.log(opacities / MIN_ALPHA).clamp_min(0)
