@@ -113,6 +113,7 @@ def test_gaussians_on_cuda_go_to_the_package_that_is_installed(
 ) -> None:
     for name in present:
         fake_packages.install(monkeypatch, name)
+    monkeypatch.setattr(gsplat, "_has_kernels", lambda: True)
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         assert splatting.BACKENDS.choose("auto", CUDA).name == expected
@@ -124,6 +125,16 @@ def test_gaussians_on_cuda_go_to_the_package_that_is_installed(
     assert explained.startswith(expected)
     assert "non-commercial research only" in explained
     assert all(name in explained for name in (INRIA, "gsplat"))
+
+
+def test_gsplat_without_kernels_is_not_taken(monkeypatch: pytest.MonkeyPatch) -> None:
+    fake_packages.install(monkeypatch, "gsplat")
+    assert gsplat.missing() is None or torch.cuda.is_available()
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr("torch.utils.cpp_extension.CUDA_HOME", None)
+    assert "no CUDA toolkit" in str(gsplat.missing())
+    monkeypatch.setattr("torch.utils.cpp_extension.CUDA_HOME", "somewhere")
+    assert gsplat.missing() is None
 
 
 def test_kaolin_is_taken_for_meshes_on_cuda_where_it_is_installed(

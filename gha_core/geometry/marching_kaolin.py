@@ -2,8 +2,8 @@
 
 kaolin numbers the vertices as we do, by the sorted ends of the edges, so its faces fit to our
 crossed edges, which it does not tell. It calls a positive value occupied: signs are turned, and a
-node at zero stays outside. Of positively oriented tetrahedra its faces look inwards, and are turned.
-Where four edges are crossed it may cut the quad by the other diagonal.
+node at zero stays outside. Of positively oriented tetrahedra its faces then look inwards, and are
+turned. Where four edges are crossed it may cut the quad by the other diagonal.
 """
 
 from __future__ import annotations
