@@ -87,6 +87,7 @@ def test_kernel_and_twin_see_the_same(seed: int, count: int, width: int, height:
     generator = torch.Generator().manual_seed(seed)
     vertices = torch.randn(count + 2, 3, generator=generator)
     faces = torch.randint(0, count + 2, (count, 3), generator=generator)
+    faces = torch.unique(faces.sort(1).values, dim=0)  # between two of the same, rounding decides
     camera = look_at(np.array([0.3, 0.2, -2.0]), np.zeros(3), np.array([0, 1.0, 0]))
     fast, exact = (
         rasterize(vertices, faces, K, camera, width, height, backend)
