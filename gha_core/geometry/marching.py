@@ -11,15 +11,15 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from gha_core.geometry.tetrahedra import TET_EDGES, TetGrid
+from gha_core.geometry.tetrahedra import TET_EDGES
 
 
 @dataclass(frozen=True)
 class Crossing:
-    """Where a surface cuts a grid.
+    """Where a surface cuts a lattice.
 
     Attributes:
-        nodes: [n] int64, grid nodes at an end of some crossed edge.
+        nodes: [n] int64, lattice nodes at an end of some crossed edge.
         pairs: [V, 2] int64 into ``nodes``: the crossed edges, inside end first; a mesh vertex each.
         faces: [F, 3] int64 into ``pairs``, counter-clockwise seen from outside.
     """
@@ -29,38 +29,35 @@ class Crossing:
     faces: Tensor
 
 
-def cross(grid: TetGrid, sdf: Tensor) -> Crossing:
+def cross(tets: Tensor, sdf: Tensor) -> Crossing:
     """Find the crossed edges and the faces between them. No gradient.
 
     Args:
-        sdf: [N], negative inside; a node at exactly zero counts as outside.
+        tets: [T, 4] of a lattice, all that are crossed among them.
+        sdf: [N] of the lattice's nodes, negative inside; exactly zero counts as outside.
     """
     with torch.no_grad():
-        inside = sdf < 0
-        edges, tet_edges = grid.edges
-        crossed = crossed_edges(grid, sdf)
-        vertex = torch.cumsum(crossed, 0) - 1
-        pairs = edges[crossed]
-        pairs = torch.where(inside[pairs[:, :1]], pairs, pairs.flip(1))
+        inside = (sdf < 0)[tets]
+        crossed = inside.any(1) & ~inside.all(1)
+        tets, inside = tets[crossed], inside[crossed]
+        ends = torch.tensor(TET_EDGES)
+        cut = inside[:, ends[:, 0]] != inside[:, ends[:, 1]]  # [., 6]
+        pairs = tets[:, ends][cut].sort(1).values
+        key, place = torch.unique(pairs[:, 0] * len(sdf) + pairs[:, 1], return_inverse=True)
+        vertex = torch.zeros_like(cut, dtype=torch.int64)
+        vertex[cut] = place
+        pairs = torch.stack([key // len(sdf), key % len(sdf)], 1)
+        pairs = torch.where(sdf[pairs[:, :1]] < 0, pairs, pairs.flip(1))
 
-        used = torch.zeros(len(grid.nodes), dtype=torch.bool)
-        used[pairs.flatten()] = True
-        number = torch.cumsum(used, 0) - 1
-
-        case = (inside[grid.tets] * torch.tensor([1, 2, 4, 8])).sum(1)
+        case = (inside * torch.tensor([1, 2, 4, 8])).sum(1)
         parts = []
         for code, triangles in enumerate(_TRIANGLES):
             if triangles:
                 owner = (case == code).nonzero()[:, 0]
-                local = tet_edges[owner][:, torch.tensor(triangles)]  # [., triangles, 3]
-                parts.append(vertex[local].reshape(-1, 3))
-        return Crossing(used.nonzero()[:, 0], number[pairs], torch.cat(parts))
-
-
-def crossed_edges(grid: TetGrid, sdf: Tensor) -> Tensor:
-    """[E] bool: the ends of the edge lie on different sides."""
-    signs = (sdf < 0)[grid.edges[0]]
-    return signs[:, 0] != signs[:, 1]
+                local = vertex[owner][:, torch.tensor(triangles)]  # [., triangles, 3]
+                parts.append(local.reshape(-1, 3))
+        nodes, pairs = torch.unique(pairs, return_inverse=True)
+        return Crossing(nodes, pairs, torch.cat(parts))
 
 
 def interpolate(positions: Tensor, sdf: Tensor, pairs: Tensor) -> tuple[Tensor, Tensor]:
