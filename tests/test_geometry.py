@@ -86,7 +86,9 @@ def test_the_lattice_is_made_of_congruent_positively_oriented_tetrahedra(
     nodes = nodes_of(lattice)
     assert nodes.amin(0).tolist() == pytest.approx([-1, 0, 2])
     corners, centres = lattice.split(torch.arange(len(lattice)))
-    assert torch.allclose(nodes[corners[1, 1, 1]], (nodes[centres[0, 0, 0]] + nodes[centres[1, 1, 1]]) / 2)
+    assert torch.allclose(
+        nodes[corners[1, 1, 1]], (nodes[centres[0, 0, 0]] + nodes[centres[1, 1, 1]]) / 2
+    )
     assert len(torch.unique(nodes, dim=0)) == len(lattice)
 
 

@@ -85,7 +85,10 @@ class FaceSearch:
 
     def __init__(self, vertices: Tensor, faces: Tensor) -> None:
         samples = torch.einsum("sc,fcd->fsd", _SAMPLES.to(vertices), vertices[faces])
-        self._tree, self._count = cKDTree(samples.reshape(-1, 3).cpu().numpy()), len(_SAMPLES) * len(faces)
+        self._tree, self._count = (
+            cKDTree(samples.reshape(-1, 3).cpu().numpy()),
+            len(_SAMPLES) * len(faces),
+        )
 
     def near(self, points: Tensor, count: int = 8) -> Tensor:
         """[N, count] faces with a sample near each of ``points`` [N, 3]."""

@@ -42,8 +42,10 @@ def cross(tets: Tensor, sdf: Tensor) -> Crossing:
         tets, inside = tets[crossed], inside[crossed]
         ends = torch.tensor(TET_EDGES)
         cut = inside[:, ends[:, 0]] != inside[:, ends[:, 1]]  # [., 6]
-        pairs = tets[:, ends][cut].sort(1).values
-        key, place = torch.unique(pairs[:, 0] * len(sdf) + pairs[:, 1], return_inverse=True)
+        one, two = tets[:, ends][cut].unbind(1)
+        key, place = torch.unique(
+            torch.minimum(one, two) * len(sdf) + torch.maximum(one, two), return_inverse=True
+        )
         vertex = torch.zeros_like(cut, dtype=torch.int64)
         vertex[cut] = place
         pairs = torch.stack([key // len(sdf), key % len(sdf)], 1)
