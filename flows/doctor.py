@@ -82,10 +82,9 @@ def _backends() -> Iterator[Finding]:
     import torch
 
     from gha_core import mesh_rasterisation, splatting
-    from gha_core.geometry import marching
 
     absent = "" if torch.cuda.is_available() else " (there is none here)"
-    for backends in (splatting.BACKENDS, mesh_rasterisation.BACKENDS, marching.BACKENDS):
+    for backends in (splatting.BACKENDS, mesh_rasterisation.BACKENDS):
         on_cpu, on_cuda = backends.explain("cpu"), backends.explain("cuda")
         best = not absent and backends.is_best("cuda")
         yield Finding(

@@ -102,9 +102,6 @@ class Params(StageParams):
         0.1, ge=0, description="distance from the face model up to which it carries; head lengths"
     )
     fade_end: float = Field(0.3, gt=0, description="distance from which on it does not")
-    sweep_every: int = Field(
-        50, ge=1, description="steps between two looks at the whole grid for new surface"
-    )
     checkpoint_seconds: float = Field(30.0, gt=0, description="between two checkpoints")
     weights: Weights = Field(Weights(), description="factors of the loss terms")
 

@@ -17,8 +17,6 @@ import pytest
 import torch
 from torch import Tensor
 
-from gha_core.geometry import marching
-from gha_core.geometry.tetrahedra import TetGrid
 from gha_core.splatting import diff_gaussian_rasterization, projection, twin
 
 TILE = 16
@@ -259,10 +257,7 @@ def inria_image(s: Any, points: Tensor, opacities: Tensor, colours: Tensor, cov:
 
 
 def install_kaolin(patch: pytest.MonkeyPatch) -> None:
-    install(patch, "kaolin.ops.conversions", marching_tetrahedra=marching_tetrahedra)
-    root = sys.modules["kaolin"]
     install(patch, "kaolin.render.mesh", dibr_rasterization=dibr_rasterization)
-    patch.setitem(sys.modules, "kaolin", root)
 
 
 def dibr_rasterization(
@@ -303,19 +298,3 @@ def dibr_rasterization(
     face = torch.where(drawn.any(0), depth.argmax(0), -1)
     features = torch.zeros(1, height, width, face_features.shape[-1])
     return features, (face >= 0).float()[None], face[None]
-
-
-def marching_tetrahedra(
-    vertices: Tensor, tets: Tensor, sdf: Tensor, return_tet_idx: bool = False
-) -> list[tuple[Tensor, ...]]:
-    """Positive is occupied. Vertices in the order of their edges' sorted ends; the faces of our
-    tetrahedra look inwards."""
-    (nodes,), (values,) = vertices, sdf
-    grid = TetGrid(nodes, tets, 0.0, torch.arange(len(nodes)))
-    ends = grid.edges[0]
-    inside = values > 0
-    ends = ends[inside[ends[:, 0]] != inside[ends[:, 1]]]
-    one, two = values[ends[:, 0], None], values[ends[:, 1], None]
-    points = (nodes[ends[:, 0]] * two - nodes[ends[:, 1]] * one) / (two - one)
-    faces = marching.triangles(grid, torch.where(inside, -1.0, 1.0))
-    return [(points,), (faces.flip(0, 1),)]

@@ -660,8 +660,8 @@ def test_a_training_that_breaks_down_names_step_and_tensor_and_keeps_the_last_go
     original = SuperResolution.forward
     calls = itertools.count(1)
 
-    def spoiled(self: SuperResolution, features: torch.Tensor) -> torch.Tensor:
-        picture = original(self, features)
+    def spoiled(self: SuperResolution, *inputs: torch.Tensor) -> torch.Tensor:
+        picture = original(self, *inputs)
         return picture * float("nan") if next(calls) == 61 else picture
 
     monkeypatch.setattr(SuperResolution, "forward", spoiled)

@@ -31,8 +31,6 @@ from torch import Tensor
 from gha_core import backends, mesh_rasterisation, splatting
 from gha_core.backends import Backend, Backends
 from gha_core.errors import ParameterError
-from gha_core.geometry import marching, marching_kaolin
-from gha_core.geometry.tetrahedra import body_centred_grid
 from gha_core.mesh_rasterisation import kaolin, native, render_mesh, visibility
 from gha_core.mesh_rasterisation import twin as mesh_twin
 from gha_core.splatting import diff_gaussian_rasterization, gsplat, rasterise, twin
@@ -140,12 +138,12 @@ def test_gsplat_without_kernels_is_not_taken(monkeypatch: pytest.MonkeyPatch) ->
 def test_kaolin_is_taken_for_meshes_on_cuda_where_it_is_installed(
     nothing_installed: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    both = (mesh_rasterisation.BACKENDS, marching.BACKENDS)
-    assert [each.choose("auto", CUDA).name for each in both] == ["twin", "twin"]
-    assert all("the kaolin on PyPI is empty" in each.explain("cuda") for each in both)
+    backends = mesh_rasterisation.BACKENDS
+    assert backends.choose("auto", CUDA).name == "twin"
+    assert "the kaolin on PyPI is empty" in backends.explain("cuda")
     fake_packages.install_kaolin(monkeypatch)
-    assert [each.choose("auto", CUDA).name for each in both] == ["kaolin", "kaolin"]
-    assert marching.BACKENDS.choose("auto", CPU).name == "twin"
+    assert backends.choose("auto", CUDA).name == "kaolin"
+    assert backends.choose("auto", CPU).name != "kaolin"
 
 
 def test_no_package_is_named_outside_of_the_folder_of_its_operation() -> None:
@@ -424,43 +422,6 @@ def test_kernel_and_twin_find_the_same_nearest_segments() -> None:
         assert torch.equal(native.nearest_segments(segments, radius, 33, 21), exact)
         assert (exact == 3).any()
     assert (mesh_twin.nearest_segments(segments[:0], 2.0, 5, 4) == -1).all()
-
-
-def test_kaolin_marches_to_the_twins_surface(mesh_device: torch.device) -> None:
-    grid = body_centred_grid([-1, -1, -1], [1, 1, 1], 8)
-    sdf = grid.nodes.norm(dim=1) - 0.6
-    sdf[sdf.abs().argmin()] = 0.0  # exactly zero is outside
-    grid = replace(grid, nodes=grid.nodes.to(mesh_device), tets=grid.tets.to(mesh_device))
-    sdf = sdf.to(mesh_device)
-    edges = marching.crossed_edges(grid, sdf).sum()
-    volumes = []
-    for find in (marching_kaolin.triangles, marching.triangles):
-        faces = find(grid, sdf)
-        assert faces.max() == edges - 1
-        ends = torch.cat([faces[:, [0, 1]], faces[:, [1, 2]], faces[:, [2, 0]]])
-        forth, back = {tuple(e) for e in ends.tolist()}, {tuple(e) for e in ends.flip(1).tolist()}
-        assert len(forth) == len(ends)  # closed, and turned one way: every edge once in each
-        assert forth == back
-        crossing = replace(marching.cross(grid, sdf, "twin"), faces=faces)
-        points, _ = marching.interpolate(
-            grid.nodes[crossing.nodes], sdf[crossing.nodes], crossing.pairs
-        )
-        a, b, c = points[faces].unbind(1)
-        volumes.append(float((a * torch.linalg.cross(b, c)).sum() / 6))
-    assert volumes[0] == pytest.approx(volumes[1], rel=0.01)
-    assert volumes[0] == pytest.approx(4 / 3 * math.pi * 0.6**3, rel=0.1)  # outwards
-
-
-def test_kaolins_vertices_are_ours(mesh_device: torch.device) -> None:
-    from kaolin.ops.conversions import marching_tetrahedra
-
-    grid = body_centred_grid([-1, -1, -1], [1, 1, 1], 6)
-    grid = replace(grid, nodes=grid.nodes.to(mesh_device), tets=grid.tets.to(mesh_device))
-    sdf = grid.nodes.norm(dim=1) - 0.61
-    (theirs,), _ = marching_tetrahedra(grid.nodes[None], grid.tets, -sdf[None])
-    crossing = marching.cross(grid, sdf, "twin")
-    ours, _ = marching.interpolate(grid.nodes[crossing.nodes], sdf[crossing.nodes], crossing.pairs)
-    torch.testing.assert_close(theirs, ours, atol=1e-5, rtol=1e-5)
 
 
 def test_tensors_are_what_the_folders_say() -> None:

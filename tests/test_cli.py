@@ -149,10 +149,10 @@ def test_doctor_speaks_of_every_part() -> None:
     for part in ("PyTorch", "GPU", "native kernels", "gsplat", "facemesh", "Apache-2.0", "disk"):
         assert part in done.output
     rows = {finding.what: finding for finding in examine()}
-    for operation in ("Gaussian splatting", "mesh rasterisation", "marching tetrahedra"):
+    for operation in ("Gaussian splatting", "mesh rasterisation"):
         on_cpu = rows[f"{operation} on the CPU"]
         assert on_cpu.state == "ok"
-        assert on_cpu.detail.startswith("twin" if operation.startswith("marching") else "native")
+        assert on_cpu.detail.startswith("native")
         on_cuda = next(f for what, f in rows.items() if what.startswith(f"{operation} on CUDA"))
         assert "twin (Apache-2.0)" in on_cuda.detail
     splatting = next(f for what, f in rows.items() if what.startswith("Gaussian splatting on CUDA"))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -22,7 +23,7 @@ from gha_core.cameras import Camera, look_at
 from gha_core.errors import ArtifactError, StageError
 from gha_core.geometry import losses
 from gha_core.geometry.expression_prior import carry, closest_on_triangle
-from gha_core.geometry.extraction import Extractor, fit_sphere
+from gha_core.geometry.extraction import Extractor
 from gha_core.geometry.frames import (
     Box,
     TrackedFace,
@@ -39,12 +40,13 @@ from gha_core.geometry.mesh import largest_component, vertex_normals, write_ply
 from gha_core.geometry.networks import (
     ConditionedMLP,
     HeadNetworks,
+    NeutralField,
     control_weight,
     encoded_size,
     identity,
     positional_encoding,
 )
-from gha_core.geometry.tetrahedra import TetGrid, body_centred_grid
+from gha_core.geometry.tetrahedra import Lattice, fill_box
 from gha_core.geometry.training import Settings, extract, train
 from gha_core.mesh_rasterisation import mesh_edges, render_mesh
 from gha_core.pose import HeadPose
@@ -57,44 +59,58 @@ def signed_volume(vertices: Tensor, faces: Tensor) -> float:
     return float(torch.linalg.det(vertices[faces].double()).sum() / 6)
 
 
-def determinants(grid: TetGrid) -> Tensor:
-    a, b, c, d = grid.nodes.double()[grid.tets].unbind(1)
+def nodes_of(lattice: Lattice) -> Tensor:
+    return lattice.positions(torch.arange(len(lattice)))
+
+
+def cube(resolution: int, side: float = 2.0) -> Lattice:
+    return fill_box([-side / 2] * 3, [side / 2] * 3, resolution)
+
+
+def determinants(lattice: Lattice) -> Tensor:
+    a, b, c, d = nodes_of(lattice).double()[lattice.tets()].unbind(1)
     return torch.linalg.det(torch.stack([b - a, c - a, d - a], 1))
 
 
-# the grid ----------------------------------------------------------------------------------------
+# the lattice -------------------------------------------------------------------------------------
 @settings(max_examples=15, deadline=None)
 @given(st.integers(2, 9), st.floats(0.3, 2.0), st.floats(0.3, 2.0))
-def test_the_grid_is_made_of_congruent_positively_oriented_tetrahedra(
+def test_the_lattice_is_made_of_congruent_positively_oriented_tetrahedra(
     resolution: int, width: float, depth: float
 ) -> None:
-    grid = body_centred_grid([-1, 0, 2], [-1 + width, 1, 2 + depth], resolution)
-    volume = grid.spacing**3 / 12
+    lattice = fill_box([-1, 0, 2], [-1 + width, 1, 2 + depth], resolution)
+    volume = lattice.spacing**3 / 12
     assert torch.allclose(
-        determinants(grid) / 6, torch.tensor(volume).double(), rtol=1e-2, atol=volume * 1e-2
+        determinants(lattice) / 6, torch.tensor(volume).double(), rtol=1e-2, atol=volume * 1e-2
     )
-    assert grid.nodes.amin(0).tolist() == pytest.approx([-1, 0, 2])
+    nodes = nodes_of(lattice)
+    assert nodes.amin(0).tolist() == pytest.approx([-1, 0, 2])
+    corners, centres = lattice.split(torch.arange(len(lattice)))
+    assert torch.allclose(
+        nodes[corners[1, 1, 1]], (nodes[centres[0, 0, 0]] + nodes[centres[1, 1, 1]]) / 2
+    )
+    assert len(torch.unique(nodes, dim=0)) == len(lattice)
 
 
 def test_neighbouring_tetrahedra_share_whole_triangles() -> None:
-    tets = body_centred_grid([0, 0, 0], [1, 1, 1], 4).tets
+    tets = fill_box([0, 0, 0], [1, 1, 1], 4).tets()
     triangles = torch.cat([tets[:, [i for i in range(4) if i != gone]] for gone in range(4)])
     _, uses = torch.unique(triangles.sort(1).values, dim=0, return_counts=True)
     assert uses.max() == 2
 
 
 def test_twice_the_resolution_keeps_all_nodes() -> None:
-    coarse, fine = (body_centred_grid([0, 0, 0], [1, 1, 1], n) for n in (3, 6))
-    nearest = torch.cdist(coarse.nodes.double(), fine.nodes.double()).amin(1)
-    assert nearest.max() < 1e-6
+    coarse, fine = (nodes_of(cube(n)).double() for n in (3, 6))
+    assert torch.cdist(coarse, fine).amin(1).max() < 1e-6
 
 
 # marching tetrahedra -----------------------------------------------------------------------------
 def sphere_mesh(resolution: int) -> tuple[Tensor, Tensor]:
-    grid = body_centred_grid([-1, -1, -1], [1, 1, 1], resolution)
-    sdf = grid.nodes.norm(dim=1) - 0.6
-    found = cross(grid, sdf)
-    vertices, _ = interpolate(grid.nodes[found.nodes], sdf[found.nodes], found.pairs)
+    lattice = cube(resolution)
+    nodes = nodes_of(lattice)
+    sdf = nodes.norm(dim=1) - 0.6
+    found = cross(lattice.crossed_tets(sdf), sdf)
+    vertices, _ = interpolate(nodes[found.nodes], sdf[found.nodes], found.pairs)
     return vertices, found.faces
 
 
@@ -117,32 +133,29 @@ def test_finer_grids_approach_the_surface() -> None:
 
 @settings(max_examples=20, deadline=None)
 @given(st.integers(0, 10**6))
-def test_any_signs_give_a_closed_surface_inside_the_grid(seed: int) -> None:
-    grid = body_centred_grid([0, 0, 0], [1, 1, 1], 4)
+def test_any_signs_give_a_closed_surface_inside_the_lattice(seed: int) -> None:
+    lattice = fill_box([0, 0, 0], [1, 1, 1], 4)
+    nodes = nodes_of(lattice)
     generator = torch.Generator().manual_seed(seed)
-    sdf = torch.randn(len(grid.nodes), generator=generator)
-    rim = grid.shared_with_rest(grid) | ((grid.nodes - 0.5).abs().amax(1) > 0.3)
-    sdf = torch.where(rim, sdf.abs() + 0.1, sdf)
-    sdf[grid.nodes.sub(0.5).norm(dim=1).argmin()] = -1.0
-    found = cross(grid, sdf)
+    sdf = torch.randn(len(nodes), generator=generator)
+    sdf = torch.where((nodes - 0.5).abs().amax(1) > 0.3, sdf.abs() + 0.1, sdf)
+    sdf[nodes.sub(0.5).norm(dim=1).argmin()] = -1.0
+    found = cross(lattice.crossed_tets(sdf), sdf)
     assert (mesh_edges(found.faces).faces >= 0).all()
-    vertices, _ = interpolate(grid.nodes[found.nodes], sdf[found.nodes], found.pairs)
+    vertices, _ = interpolate(nodes[found.nodes], sdf[found.nodes], found.pairs)
     assert signed_volume(vertices, found.faces) > 0
 
 
-def test_the_band_near_the_surface_gives_the_same_mesh() -> None:
-    grid = body_centred_grid([-1, -1, -1], [1, 1, 1], 10)
-    sdf = grid.nodes.norm(dim=1) - 0.6
-    band = grid.near_surface(sdf, 1)
-    assert len(band.tets) < len(grid.tets) / 2
-    meshes = []
-    for part in (grid, band):
-        found = cross(part, sdf[part.source])
-        nodes = part.source[found.nodes]
-        vertices, _ = interpolate(grid.nodes[nodes], sdf[nodes], found.pairs)
-        meshes.append(vertices[found.faces].reshape(-1, 9))
-    rows = [mesh[np.lexsort(mesh.numpy().T)] for mesh in meshes]
-    assert torch.equal(*rows)
+@settings(max_examples=20, deadline=None)
+@given(st.integers(0, 10**6), st.floats(-2.0, 2.0), st.tuples(*[st.integers(2, 6)] * 3))
+def test_the_tetrahedra_near_the_surface_give_the_mesh_of_all(
+    seed: int, level: float, cells: tuple[int, int, int]
+) -> None:
+    lattice = Lattice((0.0, 0.0, 0.0), 0.1, cells)
+    sdf = torch.randn(len(lattice), generator=torch.Generator().manual_seed(seed)) + level
+    whole, part = cross(lattice.tets(), sdf), cross(lattice.crossed_tets(sdf), sdf)
+    for name in ("nodes", "pairs", "faces"):
+        assert torch.equal(getattr(whole, name), getattr(part, name)), name
 
 
 def test_vertices_have_gradients_to_sdf_and_positions() -> None:
@@ -361,7 +374,7 @@ def test_a_killed_run_goes_on_to_the_same_result(
 ) -> None:
     face, frames = person
     short = dataclasses.replace(
-        SMALL, steps=9, sphere_steps=60, sweep_every=3, checkpoint_seconds=0.0, learning_rate=1e-3
+        SMALL, steps=9, sphere_steps=60, checkpoint_seconds=0.0, learning_rate=1e-3
     )
     whole = train(frames, face, BOX, short, seed=1)
     checkpoint = tmp_path / "checkpoint.safetensors"
@@ -392,51 +405,129 @@ def test_a_killed_run_goes_on_to_the_same_result(
         train(frames, face, BOX, short, 1, checkpoint)
 
 
-def test_gradients_at_crossed_edges_only_are_the_gradients_of_the_whole_grid(
-    person: tuple[TrackedFace, list[TrainingFrame]],
-) -> None:
-    face, _ = person
-    grid = body_centred_grid([-0.8, -0.8, -0.8], [0.8, 0.8, 0.8], 8)
-    torch.manual_seed(0)
-    nets = HeadNetworks(2, 16).double()
-    fit_sphere(nets.float(), grid.nodes, 0.5, 60, 0)
-    nets = nets.double()
-    grid = dataclasses.replace(grid, nodes=grid.nodes.double())
-    extractor = Extractor(grid, grid.spacing / 2, face)
-    extractor.sweep(nets, "here")
-    surface = extractor.surface(nets, "here")
-    nets.zero_grad()
-    (surface.vertices**3).sum().backward()
-    sparse = [layer.weight.grad.clone() for layer in nets.geometry.layers]
+# coarse to fine ----------------------------------------------------------------------------------
+Shape = Callable[[Tensor], Tensor]
 
-    nets.zero_grad()
-    values = nets.neutral(grid.nodes)
-    found = cross(grid, values.sdf.detach())
-    positions = grid.nodes + values.offset * grid.spacing / 2
+
+def ball(radius: float, *centre: float) -> Shape:
+    return lambda points: (points - torch.tensor(centre).to(points)).norm(dim=-1) - radius
+
+
+class Blob(HeadNetworks):
+    """A given shape, dented by an untrained network, in float64."""
+
+    def __init__(self, shape: Shape, bumps: float = 0.0, seed: int = 0) -> None:
+        torch.manual_seed(seed)
+        super().__init__(2, 16)
+        self.double()
+        self.shape, self.bumps = shape, bumps
+
+    def neutral(self, points: Tensor) -> NeutralField:
+        values = super().neutral(points)
+        return dataclasses.replace(values, sdf=self.bumps * values.sdf + self.shape(points))
+
+    def sdf(self, points: Tensor) -> Tensor:
+        return self.bumps * super().sdf(points) + self.shape(points)
+
+
+@dataclasses.dataclass
+class Meshed:
+    vertices: Tensor
+    faces: Tensor
+    features: Tensor
+
+    def gradients(self, nets: HeadNetworks) -> list[Tensor]:
+        total = (self.vertices**3).sum() + (self.features**2).sum()
+        return list(torch.autograd.grad(total, list(nets.geometry.parameters())))
+
+
+def evaluated_everywhere(nets: HeadNetworks, lattice: Lattice, scale: float) -> Meshed:
+    values, nodes = nets.neutral(nodes_of(lattice)), nodes_of(lattice)
+    found = cross(lattice.tets(), values.sdf.detach())
+    positions = nodes + values.offset * scale
     vertices, weights = interpolate(positions[found.nodes], values.sdf[found.nodes], found.pairs)
-    (vertices**3).sum().backward()
-    order = [np.lexsort(mesh.detach().numpy().T) for mesh in (surface.vertices, vertices)]
-    assert torch.allclose(surface.vertices[order[0]], vertices[order[1]], atol=1e-12)
     features = blend(values.features[found.nodes], weights, found.pairs)
-    assert torch.allclose(surface.features[order[0]], features[order[1]], atol=1e-12)
-    for mine, layer in zip(sparse, nets.geometry.layers, strict=True):
-        assert torch.allclose(mine, layer.weight.grad, atol=1e-10)
+    return Meshed(vertices, found.faces, features)
+
+
+def check_same(extractor: Extractor, nets: HeadNetworks) -> None:
+    whole = evaluated_everywhere(nets, extractor.lattice, extractor.offset_scale)
+    surface = extractor.surface(nets, "here")
+    part = Meshed(surface.vertices, surface.faces, surface.features)
+    assert torch.equal(part.faces, whole.faces)
+    assert torch.allclose(part.vertices, whole.vertices, atol=1e-12)
+    assert torch.allclose(part.features, whole.features, atol=1e-12)
+    for mine, other in zip(part.gradients(nets), whole.gradients(nets), strict=True):
+        assert torch.allclose(mine, other, rtol=1e-9, atol=1e-9)
+
+
+def fine_lattice() -> Lattice:
+    return dataclasses.replace(cube(24), dtype=torch.float64)
+
+
+@pytest.fixture(scope="module")
+def extractor() -> Extractor:
+    """Begins at 6 of 24 cells."""
+    return Extractor(fine_lattice(), 0.04, blob_person()[0], coarsest=6)
+
+
+@settings(max_examples=12, deadline=None)
+@given(st.integers(0, 10**6), st.floats(0.0, 0.5), st.floats(0.35, 0.8))
+def test_coarse_to_fine_gives_the_mesh_and_gradients_of_the_whole_lattice(
+    extractor: Extractor, seed: int, bumps: float, radius: float
+) -> None:
+    check_same(extractor, Blob(ball(radius, 0.05, 0.02, -0.03), bumps, seed))
+
+
+def test_a_surface_that_leaps_and_a_new_part_far_away_are_found_at_once(
+    extractor: Extractor,
+) -> None:
+    left, right = ball(0.3, -0.55, -0.5, -0.5), ball(0.3, 0.55, 0.5, 0.5)
+    for shape in (left, right, lambda x: torch.minimum(left(x), right(x))):
+        check_same(extractor, Blob(shape))
+
+
+def test_a_thread_thinner_than_the_coarse_cells_is_followed_to_its_end(
+    extractor: Extractor,
+) -> None:
+    middle = ball(0.3, 0.0, 0.0, 0.0)
+
+    def threaded(points: Tensor) -> Tensor:
+        # A step, which no value around it announces. It misses the coarse nodes, at multiples of
+        # a third.
+        thread = ((points[:, :2] - 0.125).abs().amax(1) < 0.1) & (points[:, 2].abs() < 0.9)
+        return torch.where(thread, -0.1, middle(points))
+
+    nets = Blob(threaded)
+    check_same(extractor, nets)
+    assert extractor.surface(nets, "here").vertices[:, 2].max() > 0.85
+
+    def islands(points: Tensor) -> Tensor:
+        return torch.where(ball(0.1, 0.5, 0.5, 0.85)(points) < 0, -0.1, middle(points))
+
+    # Not met by any coarse node, an island is seen only where every node is looked at.
+    assert extractor.surface(Blob(islands), "here").vertices.amax() < 0.35
+    check_same(Extractor(fine_lattice(), 0.04, blob_person()[0], coarsest=24), Blob(islands))
 
 
 # causes of failure -------------------------------------------------------------------------------
 @pytest.mark.parametrize(
-    ("bias", "cause"), [(9.0, "positive everywhere"), (-9.0, "negative every")]
+    ("bias", "cause"),
+    [
+        (9.0, "positive everywhere"),
+        (-9.0, "negative everywhere"),
+        (torch.nan, "became NaN or infinite at step 3"),
+    ],
 )
 def test_an_empty_mesh_is_an_error_with_its_cause(
     person: tuple[TrackedFace, list[TrainingFrame]], bias: float, cause: str
 ) -> None:
     face, _ = person
-    grid = body_centred_grid([-1, -1, -1], [1, 1, 1], 4)
     nets = HeadNetworks(2, 8)
     with torch.no_grad():
         list(nets.geometry.layers)[-1].bias[0] = bias
     with pytest.raises(StageError, match=cause):
-        Extractor(grid, 0.1, face).sweep(nets, "step 3")
+        Extractor(cube(4), 0.1, face).surface(nets, "step 3")
 
 
 def changed(frame: TrainingFrame, **changes: object) -> TrainingFrame:

@@ -22,6 +22,7 @@ import cv2
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from threadpoolctl import threadpool_limits
 
 from gha_core.artifacts.images import Image
 from gha_core.cameras import Camera
@@ -95,7 +96,9 @@ def align(
     looks: dict[float, _Look] = {}
     known = None
     others = sorted(set(range(len(motion.expression))) - set(teachers))
-    with ThreadPoolExecutor(torch.get_num_threads()) as pool:
+    workers = torch.get_num_threads()
+    # BLAS adds up in another order when its threads happen to be taken by another of ours.
+    with threadpool_limits(1, "blas"), ThreadPoolExecutor(workers) as pool:
         for blur in _BLURS:
             taught = partial(aligner.taught, photos, known, blur)
             rounds = track(pool.map(taught, teachers), "learning the skin's looks", len(teachers))

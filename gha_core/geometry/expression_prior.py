@@ -57,12 +57,12 @@ def carry(
         neutral_vertices: [V, 3]; expression_basis: [E, V, 3]; faces: [F, 3] int64.
         fade_start, fade_end: distances from the mesh (head lengths) up to which a point moves
             fully, and from which on it does not move.
-        candidates: [N, k] faces to choose from (see :func:`near_faces`) when they are known.
+        candidates: [N, k] faces to choose from (see :class:`FaceSearch`) when they are known.
     """
     with torch.no_grad():
         points = points.detach()
         if candidates is None:
-            candidates = near_faces(points, neutral_vertices, faces)
+            candidates = FaceSearch(neutral_vertices, faces).near(points)
         corners = neutral_vertices[faces[candidates]]  # [N, k, 3, 3]
         weights = closest_on_triangle(points[:, None].expand(*corners.shape[:2], 3), corners)
         distance = ((weights[..., None] * corners).sum(-2) - points[:, None]).norm(dim=-1)
@@ -76,13 +76,25 @@ def carry(
         )
 
 
-def near_faces(points: Tensor, vertices: Tensor, faces: Tensor, count: int = 8) -> Tensor:
-    """[N, count] faces with a sample near each point: among them is (nearly always) the nearest."""
-    samples = torch.einsum("sc,fcd->fsd", _SAMPLES.to(vertices), vertices[faces])
-    tree = cKDTree(samples.reshape(-1, 3).cpu().numpy())
-    _, nearest = tree.query(points.cpu().numpy(), k=min(count, 4 * len(faces)))
-    found = torch.as_tensor(np.asarray(nearest).reshape(len(points), -1) // len(_SAMPLES))
-    return found.to(faces.device)
+class FaceSearch:
+    """Finds faces of a mesh near points: among 8 of them is (nearly always) the nearest.
+
+    Args:
+        vertices: [V, 3]; faces: [F, 3] int64.
+    """
+
+    def __init__(self, vertices: Tensor, faces: Tensor) -> None:
+        samples = torch.einsum("sc,fcd->fsd", _SAMPLES.to(vertices), vertices[faces])
+        self._tree, self._count = (
+            cKDTree(samples.reshape(-1, 3).cpu().numpy()),
+            len(_SAMPLES) * len(faces),
+        )
+
+    def near(self, points: Tensor, count: int = 8) -> Tensor:
+        """[N, count] faces with a sample near each of ``points`` [N, 3]."""
+        _, nearest = self._tree.query(points.cpu().numpy(), k=min(count, self._count))
+        found = torch.as_tensor(np.asarray(nearest).reshape(len(points), -1) // len(_SAMPLES))
+        return found.to(points.device)
 
 
 def closest_on_triangle(points: Tensor, triangles: Tensor) -> Tensor:

@@ -6,23 +6,20 @@ linear interpolations between the two nodes of each crossed edge (:func:`interpo
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from gha_core.backends import Backend, Backends
-from gha_core.geometry import marching_kaolin
-from gha_core.geometry.tetrahedra import TET_EDGES, TetGrid
+from gha_core.geometry.tetrahedra import TET_EDGES
 
 
 @dataclass(frozen=True)
 class Crossing:
-    """Where a surface cuts a grid.
+    """Where a surface cuts a lattice.
 
     Attributes:
-        nodes: [n] int64, grid nodes at an end of some crossed edge.
+        nodes: [n] int64, lattice nodes at an end of some crossed edge.
         pairs: [V, 2] int64 into ``nodes``: the crossed edges, inside end first; a mesh vertex each.
         faces: [F, 3] int64 into ``pairs``, counter-clockwise seen from outside.
     """
@@ -32,54 +29,37 @@ class Crossing:
     faces: Tensor
 
 
-def cross(grid: TetGrid, sdf: Tensor, backend: str = "auto") -> Crossing:
+def cross(tets: Tensor, sdf: Tensor) -> Crossing:
     """Find the crossed edges and the faces between them. No gradient.
 
     Args:
-        sdf: [N], negative inside; a node at exactly zero counts as outside.
-        backend: a name of ``BACKENDS``, or "auto": the preferred one that can.
+        tets: [T, 4] of a lattice, all that are crossed among them.
+        sdf: [N] of the lattice's nodes, negative inside; exactly zero counts as outside.
     """
     with torch.no_grad():
-        pairs = grid.edges[0][crossed_edges(grid, sdf)]
-        pairs = torch.where((sdf < 0)[pairs[:, :1]], pairs, pairs.flip(1))
-        used = torch.zeros(len(grid.nodes), dtype=torch.bool, device=sdf.device)
-        used[pairs.flatten()] = True
-        number = torch.cumsum(used, 0) - 1
-        faces = BACKENDS.choose(backend, sdf.device, sdf.dtype).kernels(grid, sdf)
-        return Crossing(used.nonzero()[:, 0], number[pairs], faces)
+        inside = (sdf < 0)[tets]
+        crossed = inside.any(1) & ~inside.all(1)
+        tets, inside = tets[crossed], inside[crossed]
+        ends = torch.tensor(TET_EDGES)
+        cut = inside[:, ends[:, 0]] != inside[:, ends[:, 1]]  # [., 6]
+        one, two = tets[:, ends][cut].unbind(1)
+        key, place = torch.unique(
+            torch.minimum(one, two) * len(sdf) + torch.maximum(one, two), return_inverse=True
+        )
+        vertex = torch.zeros_like(cut, dtype=torch.int64)
+        vertex[cut] = place
+        pairs = torch.stack([key // len(sdf), key % len(sdf)], 1)
+        pairs = torch.where(sdf[pairs[:, :1]] < 0, pairs, pairs.flip(1))
 
-
-def triangles(grid: TetGrid, sdf: Tensor) -> Tensor:
-    """[F, 3] int64: the faces between the crossed edges, which are numbered in the grid's order;
-    counter-clockwise seen from outside. The signature of every backend."""
-    _, tet_edges = grid.edges
-    vertex = torch.cumsum(crossed_edges(grid, sdf), 0) - 1
-    bits = torch.tensor([1, 2, 4, 8], device=sdf.device)
-    case = ((sdf < 0)[grid.tets] * bits).sum(1)
-    parts = []
-    for code, corners in enumerate(_TRIANGLES):
-        if corners:
-            owner = (case == code).nonzero()[:, 0]
-            local = tet_edges[owner][:, torch.tensor(corners)]  # [., triangles, 3]
-            parts.append(vertex[local].reshape(-1, 3))
-    return torch.cat(parts)
-
-
-BACKENDS: Backends[Callable[[TetGrid, Tensor], Tensor]] = Backends(
-    "marching tetrahedra",
-    (
-        Backend(
-            "kaolin", marching_kaolin.triangles, device="cuda", missing=marching_kaolin.missing
-        ),
-        Backend("twin", triangles),
-    ),
-)
-
-
-def crossed_edges(grid: TetGrid, sdf: Tensor) -> Tensor:
-    """[E] bool: the ends of the edge lie on different sides."""
-    signs = (sdf < 0)[grid.edges[0]]
-    return signs[:, 0] != signs[:, 1]
+        case = (inside * torch.tensor([1, 2, 4, 8])).sum(1)
+        parts = []
+        for code, triangles in enumerate(_TRIANGLES):
+            if triangles:
+                owner = (case == code).nonzero()[:, 0]
+                local = vertex[owner][:, torch.tensor(triangles)]  # [., triangles, 3]
+                parts.append(local.reshape(-1, 3))
+        nodes, pairs = torch.unique(pairs, return_inverse=True)
+        return Crossing(nodes, pairs, torch.cat(parts))
 
 
 def interpolate(positions: Tensor, sdf: Tensor, pairs: Tensor) -> tuple[Tensor, Tensor]:

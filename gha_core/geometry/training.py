@@ -22,7 +22,7 @@ from gha_core.geometry.frames import Box, TrackedFace, TrainingFrame, TrainingVi
 from gha_core.geometry.losses import LossWeights
 from gha_core.geometry.mesh import vertex_normals
 from gha_core.geometry.networks import HeadNetworks, control_weight
-from gha_core.geometry.tetrahedra import body_centred_grid
+from gha_core.geometry.tetrahedra import fill_box
 from gha_core.mesh_rasterisation import Edges, MeshImage, mesh_edges, render_mesh
 from gha_core.progress import track
 
@@ -49,7 +49,6 @@ class Settings:
     expression_prior: bool = True
     fade_start: float = 0.1
     fade_end: float = 0.3
-    sweep_every: int = 50
     checkpoint_seconds: float = 30.0
     weights: LossWeights = field(default_factory=LossWeights)
 
@@ -85,16 +84,6 @@ class Animated:
     learned: Tensor
 
 
-def make_extractor(
-    face: TrackedFace, box: Box, settings: Settings, resolution: int | None = None
-) -> Extractor:
-    """On the grid of training, or on one of another resolution in the same box, whose node offsets
-    keep the scale of training: it shows the same surface with other triangles."""
-    grid = body_centred_grid(box.lower, box.upper, resolution or settings.resolution)
-    training_spacing = float((box.upper - box.lower).max()) / settings.resolution
-    return Extractor(grid, training_spacing / 2, face)
-
-
 def train(
     frames: Sequence[TrainingFrame],
     face: TrackedFace,
@@ -110,27 +99,19 @@ def train(
             and frame.
     """
     state = _start(face, settings, seed)
-    extractor = make_extractor(face, box, settings)
+    lattice = fill_box(box.lower, box.upper, settings.resolution)
+    extractor = Extractor(lattice, lattice.spacing / 2, face)
     landmark_prior = carry(face.landmarks, face.vertices, face.expression_basis, face.faces)
     if checkpoint and checkpoint.exists():
         load_checkpoint(checkpoint, state)
     else:
-        fit_sphere(
-            state.networks,
-            extractor.grid.nodes,
-            settings.sphere_radius,
-            settings.sphere_steps,
-            seed,
-        )
+        fit_sphere(state.networks, lattice, settings.sphere_radius, settings.sphere_steps, seed)
     saved = time.monotonic()
     steps = range(state.step, settings.steps)
     for step in track(steps, "geometry", total=settings.steps, start=state.step):
-        if step % settings.sweep_every == 0:
-            # Checkpoints lie at sweeps, so that a resumed run looks at the same part of the grid.
-            if checkpoint and time.monotonic() - saved > settings.checkpoint_seconds:
-                save_checkpoint(checkpoint, state)
-                saved = time.monotonic()
-            extractor.sweep(state.networks, f"step {step}")
+        if checkpoint and time.monotonic() - saved > settings.checkpoint_seconds:
+            save_checkpoint(checkpoint, state)
+            saved = time.monotonic()
         frame, views, where = _draw(frames, settings.views_per_step, seed, step)
         surface = extractor.surface(state.networks, where)
         terms = _terms(state, surface, frame, views, where, face, landmark_prior, settings)
@@ -153,10 +134,16 @@ def extract(
     settings: Settings,
     resolution: int | None = None,
 ) -> Surface:
-    """The trained neutral surface, without gradient."""
-    extractor = make_extractor(face, box, settings, resolution)
+    """The trained neutral surface, without gradient, looked for at every node.
+
+    Another ``resolution`` than training's shows the same surface with other triangles: the node
+    offsets keep their scale.
+    """
+    cells = resolution or settings.resolution
+    training_spacing = float((box.upper - box.lower).max()) / settings.resolution
+    lattice = fill_box(box.lower, box.upper, cells)
+    extractor = Extractor(lattice, training_spacing / 2, face, coarsest=cells)
     with torch.no_grad():
-        extractor.sweep(state.networks, "the end of training")
         return extractor.surface(state.networks, "the end of training")
 
 

@@ -57,7 +57,8 @@ class Edges:
 
 def mesh_edges(faces: Tensor) -> Edges:
     """Edges of ``faces`` [F, 3]; of more than two faces at an edge, the first two are kept."""
-    ends = torch.cat([faces[:, [0, 1]], faces[:, [1, 2]], faces[:, [2, 0]]]).sort(1).values
+    one, two = torch.cat([faces[:, [0, 1]], faces[:, [1, 2]], faces[:, [2, 0]]]).unbind(1)
+    ends = torch.stack([torch.minimum(one, two), torch.maximum(one, two)], 1)
     owner = torch.arange(len(faces), device=faces.device).repeat(3)
     if not len(faces):
         return Edges(ends, ends)
@@ -131,9 +132,10 @@ def render_mesh(
 def _outline(screen: Tensor, faces: Tensor, edges: Edges, fragments: Fragments) -> Tensor:
     """[S, 4] the outline's segments, x y x y in pixels, with gradient."""
     with torch.no_grad():
-        a, b, c = screen[faces].unbind(1)
-        ahead = (screen[faces][..., 2] > NEAR).all(1)
-        area = (b - a)[:, 0] * (c - a)[:, 1] - (b - a)[:, 1] * (c - a)[:, 0]
+        x, y, depth = (values[faces.flatten()].reshape(-1, 3) for values in screen.T.contiguous())
+        ahead = (depth > NEAR).all(1)
+        x, y = x - x[:, :1], y - y[:, :1]
+        area = x[:, 1] * y[:, 2] - y[:, 1] * x[:, 2]
         front = torch.where(ahead, area > 0, False)
         one, two = edges.faces.unbind(1)
         other = torch.where(two >= 0, front[two], ~front[one])
