@@ -10,15 +10,10 @@ running again without changing something is pointless); 75 out of memory (worth 
 
 from __future__ import annotations
 
-import os
-
-# NumPy reads it when it is loaded. Its matrices are small here: in tracking, two threads took half
-# as much processor time again, and made sums in another order, so other bytes.
-os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
-
 import ctypes
 import fcntl
 import importlib
+import os
 import random
 import shutil
 import signal

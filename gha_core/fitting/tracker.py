@@ -19,6 +19,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from threadpoolctl import threadpool_limits
 
 from gha_core.errors import StageError, locate
 from gha_core.faces import FaceModel
@@ -96,6 +97,8 @@ class Track:
     failed: NDArray[np.bool_]
 
 
+# The matrices are small: a second thread costs more than it gives, and adds up in another order.
+@threadpool_limits.wrap(limits=1, user_api="blas")
 def track_head(
     model: FaceModel,
     observations: Observations,
