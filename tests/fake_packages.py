@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 import sys
+from collections import namedtuple
 from importlib.machinery import ModuleSpec
 from types import ModuleType
 from typing import Any, NamedTuple
@@ -130,20 +131,7 @@ class Settings(NamedTuple):
     debug: bool
 
 
-class NewerSettings(NamedTuple):
-    image_height: int
-    image_width: int
-    tanfovx: float
-    tanfovy: float
-    bg: Tensor
-    scale_modifier: float
-    viewmatrix: Tensor
-    projmatrix: Tensor
-    sh_degree: int
-    campos: Tensor
-    prefiltered: bool
-    debug: bool
-    antialiasing: bool
+NewerSettings = namedtuple("NewerSettings", (*Settings._fields, "antialiasing"))
 
 
 def install_inria(patch: pytest.MonkeyPatch, channels: int, newer: bool = False) -> list[int]:
