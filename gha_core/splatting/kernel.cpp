@@ -4,7 +4,7 @@
 // In a tile each Gaussian visits exactly the row spans in which its alpha can reach MIN_ALPHA.
 // Gradients are first written per (tile, Gaussian) and then summed in a fixed order, so the bits do
 // not depend on the number of threads.
-#include "kernels.h"
+#include "lanes.h"
 
 #include <algorithm>
 #include <cmath>
@@ -27,163 +27,167 @@ constexpr float MIN_TRANSMITTANCE = 1e-4f;
 
 // px; wide, because every tile that a Gaussian touches costs a row of gradients.
 constexpr int TILE_WIDTH = 32, TILE_HEIGHT = 16;
-constexpr int PIXELS = TILE_WIDTH * TILE_HEIGHT;
-constexpr int LANES = 8;    // pixels of a row that are worked on at once
-constexpr int GEOMETRY = 7; // gradient entries beside the features: x y a b c opacity depth
+constexpr int ROWS = 2; // that are worked on at once, LANES columns of each
+// Pixels of a tile in memory; those beyond the picture are finished from the start.
+constexpr int STRIDE = TILE_WIDTH + LANES, PIXELS = STRIDE * (TILE_HEIGHT + ROWS - 1);
+constexpr int GEOMETRY = LANES; // gradient entries beside the features: x y a b c opacity depth
 constexpr int AHEAD = 6;    // Gaussians whose data is asked for before they are needed
+constexpr size_t CHUNK = 1024; // Gaussians of one job
 constexpr int64_t MOST_ENTRIES = int64_t(1) << 31; // (tile, Gaussian) pairs of all views together
 
-// One visible Gaussian of a view.
-struct Gaussian {
-    float x, y;        // mean, px
-    float a, b, c;     // conic
-    float determinant; // of the conic
-    float opacity;
-    float limit;       // q at which alpha falls below MIN_ALPHA
-    float half_x, half_y; // px, extent of the ellipse q = limit; alpha itself decides
-    float depth;
-    int id;
+// Inclusive range of tiles, empty if first > last.
+struct TileBox {
+    int16_t left, right, top, bottom;
+
+    int size() const { return std::max(right - left + 1, 0) * std::max(bottom - top + 1, 0); }
 };
 
+// A Gaussian as a view sees it; one cache line.
+struct alignas(64) Gaussian {
+    float x, y;           // mean, px
+    float a, b, c;        // conic
+    float determinant;    // of the conic
+    float opacity;
+    float limit;          // q at which alpha falls below MIN_ALPHA
+    float half_x, half_y; // px, extent of the ellipse q = limit; alpha itself decides
+    float depth;
+    TileBox tiles;        // none where it is not drawn
+};
+
+// A Gaussian in a tile.
+struct Entry {
+    int id;
+    uint32_t slot; // where this tile's part of its gradient goes, or ALONE
+};
+constexpr uint32_t ALONE = ~0u; // there is no other part: it goes to its place
+
 struct View {
-    std::vector<Gaussian> gaussians;       // near to far
-    std::vector<int> rank;                 // id -> index in gaussians, -1 where not drawn
-    std::vector<int64_t> tile_begin;       // tile -> first entry; one more at the end
-    std::vector<int> entries;              // per tile: indices into gaussians, near to far
-    std::vector<int64_t> gaussian_begin;   // index in gaussians -> first of its slots
-    std::vector<int64_t> slots;            // per Gaussian: its entries
+    std::unique_ptr<Gaussian[]> gaussians;
+    std::vector<int64_t> tile_begin;  // tile -> first entry; one more at the end
+    std::vector<Entry> entries;       // per tile, near to far
+    std::vector<uint32_t> slot_begin; // Gaussian -> first of its slots; one more at the end
 };
 
 struct Bins {
     int views = 0, count = 0, width = 0, height = 0, across = 0, down = 0;
     std::vector<View> view;
-};
 
-// Inclusive range of tiles, empty if first > last.
-struct TileBox {
-    int left, right, top, bottom;
+    Bins() = default;
+    Bins(const Bins &) = delete;
 };
 
 TileBox tiles_of(const Gaussian &g, const Bins &bins) {
-    auto first = [](float edge) { return std::ceil(std::max(edge - 0.5f, 0.0f)); };
+    // Truncation is floor here: the numbers are not negative.
+    auto first = [](float edge) { return int(std::max(edge - 0.5f, 0.0f) + 0.999f); };
     auto last = [](float edge, int size) {
-        return std::floor(std::min(edge - 0.5f, float(size - 1)));
+        return edge < 0.5f ? -1 : int(std::min(edge - 0.5f, float(size - 1)));
     };
-    const float x0 = first(g.x - g.half_x), x1 = last(g.x + g.half_x, bins.width);
-    const float y0 = first(g.y - g.half_y), y1 = last(g.y + g.half_y, bins.height);
+    const float far = float(std::max(bins.width, bins.height)) + 1.0f;
+    const int x0 = first(std::min(g.x - g.half_x, far)), x1 = last(g.x + g.half_x, bins.width);
+    const int y0 = first(std::min(g.y - g.half_y, far)), y1 = last(g.y + g.half_y, bins.height);
     if (!(x0 <= x1 && y0 <= y1)) return {0, -1, 0, -1};
-    return {int(x0) / TILE_WIDTH, int(x1) / TILE_WIDTH, int(y0) / TILE_HEIGHT,
-            int(y1) / TILE_HEIGHT};
+    return {int16_t(x0 / TILE_WIDTH), int16_t(x1 / TILE_WIDTH), int16_t(y0 / TILE_HEIGHT),
+            int16_t(y1 / TILE_HEIGHT)};
 }
 
-// Indices of `keys` (non-negative floats) in ascending order; equal keys keep their order.
-std::vector<int> sorted_order(const std::vector<float> &keys) {
-    const size_t count = keys.size();
-    std::vector<uint32_t> key(count), key_next(count);
-    std::vector<int> order(count), order_next(count);
-    std::memcpy(key.data(), keys.data(), count * sizeof(float));
-    std::iota(order.begin(), order.end(), 0);
+// Sort `ids` by keys (non-negative floats), ascending; equal keys keep their order.
+void sort_by(std::vector<uint32_t> &key, std::vector<int> &ids) {
+    const size_t count = ids.size();
+    std::vector<uint32_t> key_next(count);
+    std::vector<int> ids_next(count);
     constexpr int BITS = 11;
     for (int shift = 0; shift < 32; shift += BITS) {
         size_t begin[1 << BITS] = {};
         auto digit = [shift](uint32_t k) { return (k >> shift) & ((1u << BITS) - 1); };
         for (uint32_t k : key) begin[digit(k)]++;
         size_t sum = 0;
-        for (size_t &b : begin) {
-            const size_t here = b;
-            b = sum;
-            sum += here;
-        }
+        for (size_t &b : begin) sum += std::exchange(b, sum);
         for (size_t i = 0; i < count; i++) {
             const size_t to = begin[digit(key[i])]++;
             key_next[to] = key[i];
-            order_next[to] = order[i];
+            ids_next[to] = ids[i];
         }
         key.swap(key_next);
-        order.swap(order_next);
+        ids.swap(ids_next);
     }
-    return order;
 }
 
-// The Gaussians that touch a tile, in their own order; the number of entries this makes.
-int64_t find_gaussians(View &view, const Bins &bins, const float *means2d, const float *conics,
-                       const float *depths, const bool *visible, const float *opacities) {
-    int64_t entries = 0;
-    for (int i = 0; i < bins.count; i++) {
-        if (!visible[i]) continue;
-        Gaussian g;
-        g.x = means2d[2 * i], g.y = means2d[2 * i + 1];
-        g.a = conics[3 * i], g.b = conics[3 * i + 1], g.c = conics[3 * i + 2];
+// What a view sees of some Gaussians.
+struct Projected {
+    const float *means2d, *conics, *depths;
+    const bool *visible;
+    const float *opacities;
+};
+
+// Gaussians [from, to) of a view and the tiles that they touch.
+void find_gaussians(View &view, const Bins &bins, const Projected &in, int from, int to) {
+    for (int i = from; i < to; i++) {
+        Gaussian &g = view.gaussians[i];
+        g.tiles = {0, -1, 0, -1};
+        if (!in.visible[i]) continue;
+        g.x = in.means2d[2 * i], g.y = in.means2d[2 * i + 1];
+        g.a = in.conics[3 * i], g.b = in.conics[3 * i + 1], g.c = in.conics[3 * i + 2];
         // In double: for a long needle the products cancel.
         g.determinant = float(double(g.a) * g.c - double(g.b) * g.b);
-        g.opacity = opacities[i];
+        g.opacity = in.opacities[i];
         g.limit = 2.0f * std::log(g.opacity / MIN_ALPHA);
-        g.depth = depths[i];
-        g.id = i;
+        g.depth = in.depths[i];
         if (!(g.determinant > 0.0f) || !(g.limit >= 0.0f)) continue;
         g.half_x = std::sqrt(g.limit * g.c / g.determinant) * 1.001f + 0.01f;
         g.half_y = std::sqrt(g.limit * g.a / g.determinant) * 1.001f + 0.01f;
-        const TileBox box = tiles_of(g, bins);
-        if (box.left > box.right) continue;
-        view.gaussians.push_back(g);
-        entries += int64_t(box.right - box.left + 1) * (box.bottom - box.top + 1);
+        g.tiles = tiles_of(g, bins);
     }
-    return entries;
 }
 
-// Sort them and list them per tile.
+// List the Gaussians per tile, near to far.
 void fill_tiles(View &view, const Bins &bins) {
-    const size_t count = view.gaussians.size(), tiles = size_t(bins.across) * bins.down;
-    std::vector<float> depth(count);
-    for (size_t k = 0; k < count; k++) depth[k] = view.gaussians[k].depth;
-    const std::vector<int> order = sorted_order(depth);
-    const std::vector<Gaussian> found = std::move(view.gaussians);
-    view.gaussians.resize(count);
-    view.rank.assign(bins.count, -1);
-    view.gaussian_begin.assign(count + 1, 0);
+    const size_t tiles = size_t(bins.across) * bins.down;
+    std::vector<uint32_t> key;
+    std::vector<int> ids;
+    key.reserve(bins.count);
+    ids.reserve(bins.count);
+    view.slot_begin.resize(size_t(bins.count) + 1);
     view.tile_begin.assign(tiles + 1, 0);
-    std::vector<TileBox> boxes(count);
-    for (size_t k = 0; k < count; k++) {
-        const Gaussian &g = view.gaussians[k] = found[order[k]];
-        view.rank[g.id] = int(k);
-        const TileBox box = boxes[k] = tiles_of(g, bins);
-        for (int y = box.top; y <= box.bottom; y++)
-            for (int x = box.left; x <= box.right; x++) view.tile_begin[y * bins.across + x + 1]++;
-        view.gaussian_begin[k + 1] =
-            view.gaussian_begin[k] + int64_t(box.right - box.left + 1) * (box.bottom - box.top + 1);
+    uint32_t slots = 0;
+    for (int i = 0; i < bins.count; i++) {
+        const Gaussian &g = view.gaussians[i];
+        view.slot_begin[i] = slots;
+        const int touched = g.tiles.size();
+        if (!touched) continue;
+        if (touched > 1 || bins.views > 1) slots += uint32_t(touched);
+        uint32_t bits;
+        std::memcpy(&bits, &g.depth, sizeof bits);
+        key.push_back(bits);
+        ids.push_back(i);
+        for (int y = g.tiles.top; y <= g.tiles.bottom; y++)
+            for (int x = g.tiles.left; x <= g.tiles.right; x++)
+                view.tile_begin[y * bins.across + x + 1]++;
     }
+    view.slot_begin[bins.count] = slots;
     std::partial_sum(view.tile_begin.begin(), view.tile_begin.end(), view.tile_begin.begin());
     std::vector<int64_t> next(view.tile_begin.begin(), view.tile_begin.end() - 1);
     view.entries.resize(view.tile_begin[tiles]);
-    view.slots.resize(view.tile_begin[tiles]);
-    for (size_t k = 0; k < count; k++) {
-        int64_t slot = view.gaussian_begin[k];
-        const TileBox box = boxes[k];
+    sort_by(key, ids);
+    for (int id : ids) {
+        const TileBox box = view.gaussians[id].tiles;
+        uint32_t slot = view.slot_begin[id];
+        const bool alone = slot == view.slot_begin[id + 1];
         for (int y = box.top; y <= box.bottom; y++)
-            for (int x = box.left; x <= box.right; x++) {
-                const int64_t entry = next[y * bins.across + x]++;
-                view.entries[entry] = int(k);
-                view.slots[slot++] = entry;
-            }
+            for (int x = box.left; x <= box.right; x++)
+                view.entries[next[y * bins.across + x]++] = {id, alone ? ALONE : slot++};
     }
 }
 
-// exp(x) for -87 <= x <= 0, relative error below 1e-6; plain arithmetic, so that loops vectorise.
-GHA_INLINE float fast_exp(float x) {
-    const float t = x * 1.44269504f;
-    const float whole = (t + 12582912.0f) - 12582912.0f; // round to nearest
-    const float f = t - whole;
-    float p = 1.5403530e-4f;
-    p = p * f + 1.3333558e-3f;
-    p = p * f + 9.6181291e-3f;
-    p = p * f + 5.5504109e-2f;
-    p = p * f + 2.4022651e-1f;
-    p = p * f + 6.9314718e-1f;
-    p = p * f + 1.0f;
-    const int32_t bits = (int32_t(whole) + 127) << 23;
-    float scale;
-    std::memcpy(&scale, &bits, sizeof scale);
-    return p * scale;
+// exp(x) for -87 <= x <= 0, relative error below 1e-6.
+GHA_INLINE F8 fast_exp(F8 x) {
+    const F8 t = x * 1.44269504f;
+    const F8 whole = (t + 12582912.0f) - 12582912.0f; // round to nearest
+    const F8 f = t - whole, ff = f * f;
+    // Taylor's series of 2^f, pairs of terms at a time.
+    const F8 low = (6.9314718e-1f * f + 1.0f) + ff * (5.5504109e-2f * f + 2.4022651e-1f);
+    const F8 high = (1.3333558e-3f * f + 9.6181291e-3f) + ff * 1.5403530e-4f;
+    const F8 p = low + ff * ff * high;
+    return p * F8((__builtin_convertvector(whole, I8) + 127) << 23);
 }
 
 // The pixels of a tile.
@@ -197,32 +201,42 @@ Window window_of(const Bins &bins, int tile) {
             std::min(TILE_HEIGHT, bins.height - top)};
 }
 
-// Per row of a window the span [from, to) of columns where q <= limit; no rows but [first, last).
-struct Spans {
-    int first, last;
-    int from[TILE_HEIGHT], to[TILE_HEIGHT];
+// LANES columns of a window, and the rows in which the ellipse q = limit may reach them.
+struct Block {
+    int column, first, last; // rows [first, last)
 };
 
-GHA_INLINE void row_spans(const Gaussian &g, const Window &window, Spans &spans) {
-    const float inverse = 1.0f / g.a, right = float(window.columns);
-    const float x = g.x - float(window.left) - 0.5f, y = g.y - float(window.top) - 0.5f;
-    const float reach = g.a * g.limit, skew = g.b * inverse, determinant = g.determinant;
+// Rows of the ellipse in columns `low` to `high`, which are offsets from the mean: its highest
+// point if it lies between them, else that of the nearer column.
+GHA_INLINE float edge_between(const Gaussian &g, float low, float high, float sign) {
+    const float top = -sign * g.b / g.a * g.half_y;
+    const float dx = std::min(std::max(top, low), high);
+    const float square = std::max(g.limit * g.c - g.determinant * dx * dx, 0.0f);
+    return (-g.b * dx + sign * std::sqrt(square)) / g.c;
+}
+
+// The blocks of a Gaussian in a window; their number.
+GHA_INLINE int blocks_of(const Gaussian &g, const Window &window, Block *blocks) {
     // Truncation is floor here: the numbers are not negative.
-    spans.first = int(std::min(std::max(y - g.half_y, 0.0f), float(TILE_HEIGHT)));
-    spans.last = int(std::min(std::max(y + g.half_y + 1.0f, 0.0f), float(window.rows)));
-    for (int r = 0; r < TILE_HEIGHT; r++) {
-        const float dy = float(r) - y;
-        const float square = reach - determinant * dy * dy;
-        const float half = std::sqrt(square > 0.0f ? square : 0.0f) * inverse * 1.001f + 0.01f;
-        const float centre = x - skew * dy;
-        float low = centre - half, high = centre + half + 1.0f;
-        low = low > 0.0f ? low : 0.0f;
-        low = low < right ? low : right;
-        high = high > 0.0f ? high : 0.0f;
-        high = high < right ? high : right;
-        spans.from[r] = int(low + 0.999f); // may start a pixel early, which costs nothing
-        spans.to[r] = square >= -1e-3f * reach ? int(high) : 0;
+    const float x = g.x - float(window.left) - 0.5f, y = g.y - float(window.top) - 0.5f;
+    const float right = float(window.columns - 1), bottom = float(window.rows - 1);
+    const int from = int(std::max(x - g.half_x + 0.999f, 0.0f));
+    const int to = int(std::min(x + g.half_x, right)) + 1;
+    const bool one = to - from <= LANES;
+    int count = 0;
+    for (int column = from; column < to; column += LANES) {
+        float low = y - g.half_y, high = y + g.half_y;
+        if (!one) {
+            const float left = float(column) - x;
+            low = y + edge_between(g, left, left + float(LANES - 1), -1.0f) * 1.001f - 0.01f;
+            high = y + edge_between(g, left, left + float(LANES - 1), 1.0f) * 1.001f + 0.01f;
+        }
+        const Block block{column, int(std::max(low + 0.999f, 0.0f)),
+                          int(std::min(high, bottom) + 1.0f)};
+        blocks[count] = block;
+        count += block.first < block.last;
     }
+    return count;
 }
 
 // Features of the Gaussians and how the kernel lays them out: with few channels (PLANES) one plane
@@ -232,71 +246,77 @@ struct Scene {
     int channels, padded;
 };
 
+// From the first of ROWS x LANES pixels to the one of bit k.
+GHA_INLINE int offset_of(int k) { return k % LANES + k / LANES * STRIDE; }
+
 struct Scratch {
-    std::vector<float> image;         // [PIXELS, padded] or planes [C, PIXELS]: sums or gradients
-    std::vector<float> payload, grad; // one Gaussian's features and their gradient
-    // A row's last lanes may lie beyond the tile; they are read and written back unchanged.
-    float transmittance[PIXELS + LANES]; // negated when the pixel is finished
-    float depth[PIXELS + LANES];         // sum, or gradient
-    float alpha[PIXELS + LANES];         // gradient
-    float behind[PIXELS + LANES];        // gradient . what is still to come
+    std::vector<float> image;   // [PIXELS, padded] or planes [C, PIXELS]: sums or gradients
+    std::vector<float> payload; // one Gaussian's features, or its gradient
+    std::vector<Register> grad; // and their gradient
+    float transmittance[PIXELS]; // negative when the pixel is finished
+    float depth[PIXELS];         // sum, or gradient
+    float alpha[PIXELS];         // gradient
+    float behind[PIXELS];        // gradient . what is still to come
 
     explicit Scratch(int padded)
-        : image(size_t(PIXELS + LANES) * padded), payload(padded), grad(size_t(LANES) * padded) {}
+        : image(size_t(PIXELS) * padded), payload(padded + GEOMETRY), grad(padded) {}
+
+    void open(const Window &window) {
+        std::fill_n(transmittance, PIXELS, -1.0f);
+        for (int r = 0; r < window.rows; r++)
+            std::fill_n(transmittance + r * STRIDE, window.columns, 1.0f);
+    }
 };
 
-// LANES pixels of a row.
+// The columns of a block, and what is the same in all of its rows.
+struct Columns {
+    F8 dx;              // off the mean
+    F8 square, product; // power = square + dy (product - c dy / 2)
+
+    GHA_INLINE Columns(const Gaussian &g, const Window &window, int column)
+        : dx(IOTA + (float(window.left + column) + 0.5f - g.x)), square(dx * dx * (-0.5f * g.a)),
+          product(dx * -g.b) {}
+};
+
+// LANES pixels of ROWS rows.
 struct Lanes {
-    float raw[LANES];    // opacity exp(-q / 2)
-    float alpha[LANES];  // the same, limited
-    float before[LANES]; // transmittance in front of this Gaussian
-    float weight[LANES]; // alpha * before, 0 where the pixel does not take this Gaussian
+    F8 raw[ROWS];    // opacity exp(-q / 2)
+    F8 alpha[ROWS];  // the same, limited
+    F8 before[ROWS]; // transmittance in front of this Gaussian
+    F8 weight[ROWS]; // alpha * before, 0 where the pixel does not take this Gaussian
+    I8 finished;     // how many of each column this Gaussian finishes, negative
+    unsigned takers; // bits of the pixels that take it, row by row
 };
 
-// Composite one Gaussian into the first `count` of LANES pixels whose transmittance is given, the
-// first of them (dx, dy) off its mean. Returns how many pixels are finished by that.
-GHA_INLINE int advance(const Gaussian &g, float dx, float dy, int count, float *transmittance,
-                       Lanes &lanes) {
-    const float row = -0.5f * g.c * dy * dy, slope = -g.b * dy, bend = -0.5f * g.a;
-    const float opacity = g.opacity;
-#pragma omp simd
-    for (int k = 0; k < LANES; k++) {
-        const float x = dx + float(k);
-        float power = row + x * (slope + bend * x);
-        power = power < 0.0f ? power : 0.0f;
-        power = power > -80.0f ? power : -80.0f;
-        lanes.raw[k] = opacity * fast_exp(power);
+// Composite one Gaussian into pixels whose transmittance is given, the first row dy off its mean.
+GHA_INLINE void advance(const Gaussian &g, const Columns &columns, float dy, float *transmittance,
+                        Lanes &lanes) {
+    lanes.finished = I8{};
+    I8 takers = {};
+    for (int h = 0; h < ROWS; h++) {
+        const float y = dy + float(h);
+        const F8 power = columns.square + y * (columns.product - 0.5f * g.c * y);
+        const F8 raw = g.opacity * fast_exp(maximum(minimum(power, splat(0.0f)), splat(-80.0f)));
+        const F8 alpha = raw >= MIN_ALPHA ? minimum(raw, splat(MAX_ALPHA)) : splat(0.0f);
+        const F8 before = load(transmittance + h * STRIDE);
+        const F8 after = before * (1.0f - alpha); // negative where the pixel is finished
+        const I8 takes = after >= MIN_TRANSMITTANCE, open = before > 0.0f;
+        store(transmittance + h * STRIDE, takes ? after : (open ? -before : before));
+        const F8 weight = takes ? alpha * before : splat(0.0f);
+        lanes.raw[h] = raw;
+        lanes.alpha[h] = alpha;
+        lanes.before[h] = before;
+        lanes.weight[h] = weight;
+        lanes.finished += open & ~takes;
+        takers |= (weight > 0.0f) & (I8{1, 2, 4, 8, 16, 32, 64, 128} << (LANES * h));
     }
-    // Two loops and few conditions: else GCC makes branches of it, which do not vectorise.
-    static constexpr float in_span[2 * LANES] = {1, 1, 1, 1, 1, 1, 1, 1};
-    const float *const mask = in_span + LANES - count;
-    int finished = 0;
-#pragma omp simd reduction(+ : finished)
-    for (int k = 0; k < LANES; k++) {
-        const float raw = lanes.raw[k], before = transmittance[k];
-        float alpha = raw < MAX_ALPHA ? raw : MAX_ALPHA;
-        alpha = alpha >= MIN_ALPHA ? alpha * mask[k] : 0.0f;
-        const float after = before * (1.0f - alpha); // negative where the pixel is finished
-        const int takes = after >= MIN_TRANSMITTANCE;
-        finished += (before > 0.0f) - takes;
-        lanes.alpha[k] = alpha;
-        lanes.before[k] = before;
-        lanes.weight[k] = takes ? alpha * before : 0.0f;
-        transmittance[k] = takes ? after : -std::fabs(before);
-    }
-    return finished;
-}
-
-GHA_INLINE float sum_of(const float *lanes) {
-    float total = 0.0f;
-    for (int k = 0; k < LANES; k++) total += lanes[k];
-    return total;
+    lanes.takers = unsigned(total(takers));
 }
 
 // The features of a Gaussian, in place where they need no padding.
-GHA_INLINE const float *load_features(const Scene &scene, const Gaussian &g, int channels,
-                                      int padded, float *buffer) {
-    const float *const row = scene.features + size_t(g.id) * channels;
+GHA_INLINE const float *load_features(const Scene &scene, int id, int channels, int padded,
+                                      float *buffer) {
+    const float *const row = scene.features + size_t(id) * channels;
     if (channels == padded) return row;
     std::copy_n(row, channels, buffer);
     std::fill_n(buffer + channels, padded - channels, 0.0f);
@@ -306,13 +326,10 @@ GHA_INLINE const float *load_features(const Scene &scene, const Gaussian &g, int
 // The Gaussians come from all over memory: ask for those that are needed soon.
 GHA_INLINE void prefetch(const View &view, const Scene &scene, int64_t entry, int64_t end,
                          int channels) {
-    if (entry + 2 * AHEAD < end)
-        __builtin_prefetch(&view.gaussians[view.entries[entry + 2 * AHEAD]]);
-    if (entry + AHEAD < end) {
-        const int id = view.gaussians[view.entries[entry + AHEAD]].id;
-        const float *const row = scene.features + size_t(id) * channels;
-        for (int c = 0; c < channels; c += 16) __builtin_prefetch(row + c);
-    }
+    if (entry + AHEAD >= end) return;
+    const size_t id = size_t(view.entries[entry + AHEAD].id);
+    __builtin_prefetch(&view.gaussians[id]);
+    for (int c = 0; c < channels; c += 16) __builtin_prefetch(scene.features + id * channels + c);
 }
 
 // CHANNELS and PADDED are compile-time constants, or 0: then those of the scene.
@@ -327,55 +344,62 @@ GHA_INLINE void forward_tile(const Bins &bins, int v, int tile, const Scene &sce
     float *const sums = scratch.image.data();
     std::fill(scratch.image.begin(), scratch.image.end(), 0.0f);
     std::fill_n(scratch.depth, PIXELS, 0.0f);
-    std::fill_n(scratch.transmittance, PIXELS + LANES, 1.0f);
+    scratch.open(window);
 
     int live = window.columns * window.rows;
     const int64_t end = view.tile_begin[tile + 1];
     for (int64_t e = view.tile_begin[tile]; e < end && live; e++) {
         prefetch(view, scene, e, end, channels);
-        const Gaussian g = view.gaussians[view.entries[e]];
+        const Entry entry = view.entries[e];
+        const Gaussian g = view.gaussians[entry.id];
         const float *const features =
-            load_features(scene, g, channels, padded, scratch.payload.data());
-        Spans spans;
-        row_spans(g, window, spans);
-        for (int r = spans.first; r < spans.last; r++) {
-            const float dy = float(window.top + r) + 0.5f - g.y;
-            for (int x = spans.from[r]; x < spans.to[r]; x += LANES) {
-                const int pixel = r * TILE_WIDTH + x, count = std::min(LANES, spans.to[r] - x);
+            load_features(scene, entry.id, channels, padded, scratch.payload.data());
+        I8 finished = {};
+        Block blocks[TILE_WIDTH / LANES + 1];
+        const int count = blocks_of(g, window, blocks);
+        for (int n = 0; n < count; n++) {
+            const Columns columns(g, window, blocks[n].column);
+            for (int r = blocks[n].first; r < blocks[n].last; r += ROWS) {
+                const int pixel = r * STRIDE + blocks[n].column;
                 Lanes lanes;
-                live -= advance(g, float(window.left + x) + 0.5f - g.x, dy, count,
-                                scratch.transmittance + pixel, lanes);
-#pragma omp simd
-                for (int k = 0; k < LANES; k++)
-                    scratch.depth[pixel + k] += lanes.weight[k] * g.depth;
+                advance(g, columns, float(window.top + r) + 0.5f - g.y,
+                        scratch.transmittance + pixel, lanes);
+                finished += lanes.finished;
+                if (!lanes.takers) continue;
+                for (int h = 0; h < ROWS; h++) {
+                    float *const depth = scratch.depth + pixel + h * STRIDE;
+                    store(depth, load(depth) + lanes.weight[h] * g.depth);
+                }
                 if constexpr (PLANES) {
-                    for (int c = 0; c < channels; c++) {
-#pragma omp simd
-                        for (int k = 0; k < LANES; k++)
-                            sums[c * (PIXELS + LANES) + pixel + k] += lanes.weight[k] * features[c];
-                    }
+                    for (int c = 0; c < channels; c++)
+                        for (int h = 0; h < ROWS; h++) {
+                            float *const sum = sums + c * PIXELS + pixel + h * STRIDE;
+                            store(sum, load(sum) + lanes.weight[h] * features[c]);
+                        }
                 } else {
-                    for (int k = 0; k < count; k++) {
-                        const float weight = lanes.weight[k];
-                        if (weight == 0.0f) continue;
-                        float *const sum = sums + (pixel + k) * padded;
-#pragma omp simd
-                        for (int c = 0; c < padded; c++) sum[c] += weight * features[c];
+                    float weight[ROWS * LANES];
+                    for (int h = 0; h < ROWS; h++) store(weight + h * LANES, lanes.weight[h]);
+                    for (unsigned left = lanes.takers; left; left &= left - 1) {
+                        const int k = __builtin_ctz(left);
+                        float *const sum = sums + size_t(pixel + offset_of(k)) * padded;
+                        for (int c = 0; c < padded; c += LANES)
+                            store(sum + c, load(sum + c) + weight[k] * load(features + c));
                     }
                 }
             }
         }
+        live += total(finished);
     }
 
     for (int r = 0; r < window.rows; r++)
         for (int x = 0; x < window.columns; x++) {
             const size_t to =
                 (size_t(v) * bins.height + window.top + r) * bins.width + window.left + x;
-            const int pixel = r * TILE_WIDTH + x;
+            const int pixel = r * STRIDE + x;
             const float through = std::fabs(scratch.transmittance[pixel]);
             float *const out = image + to * channels;
             for (int c = 0; c < channels; c++)
-                out[c] = sums[PLANES ? c * (PIXELS + LANES) + pixel : pixel * padded + c] +
+                out[c] = sums[PLANES ? c * PIXELS + pixel : pixel * padded + c] +
                          through * background[c];
             alpha_image[to] = 1.0f - through;
             depth_image[to] = scratch.depth[pixel];
@@ -386,13 +410,34 @@ struct Images {
     const float *image, *alpha, *depth;
 };
 
+// Where the gradients of a view's Gaussians go.
+struct Gradients {
+    float *means2d, *conics, *depths, *opacities, *features;
+
+    // A row: features, then x y a b c opacity depth.
+    GHA_INLINE void put(size_t id, const float *row, int channels, int padded) const {
+        std::copy_n(row, channels, features + id * channels);
+        const float *const geometry = row + padded;
+        std::copy_n(geometry, 2, means2d + id * 2);
+        std::copy_n(geometry + 2, 3, conics + id * 3);
+        opacities[id] = geometry[5];
+        depths[id] = geometry[6];
+    }
+};
+
+struct Sink {
+    Gradients gradients; // of what is ALONE
+    float *rows;         // [slots, padded + GEOMETRY]
+    uint8_t *touched;    // [slots]; where not, there is no row
+};
+
 // With s_j = gradient . features_j (and likewise depth and alpha), L's derivative by alpha_i is
 //   T_i s_i - (sum over j behind i of w_j s_j + T_end gradient . background) / (1 - alpha_i),
 // and the bracket is what remains of gradient . output after i, so one pass from near to far does.
 template <int CHANNELS, int PADDED, bool PLANES>
 GHA_INLINE void backward_tile(const Bins &bins, int v, int tile, const Scene &scene,
-                              const Images &out, const Images &gradient, float *rows,
-                              uint8_t *touched, Scratch &scratch) {
+                              const Images &out, const Images &gradient, const Sink &sink,
+                              Scratch &scratch) {
     const int channels = CHANNELS ? CHANNELS : scene.channels;
     const int padded = PADDED ? PADDED : scene.padded;
     const View &view = bins.view[v];
@@ -401,21 +446,20 @@ GHA_INLINE void backward_tile(const Bins &bins, int v, int tile, const Scene &sc
     if (view.tile_begin[tile] == end) return;
 
     float *const gradients = scratch.image.data();
-    float *const feature_grad = scratch.grad.data();
     std::fill(scratch.image.begin(), scratch.image.end(), 0.0f);
-    std::fill_n(scratch.transmittance, PIXELS + LANES, 1.0f);
+    scratch.open(window);
     for (float *plane : {scratch.depth, scratch.alpha, scratch.behind})
-        std::fill_n(plane, PIXELS + LANES, 0.0f);
+        std::fill_n(plane, PIXELS, 0.0f);
     for (int r = 0; r < window.rows; r++)
         for (int x = 0; x < window.columns; x++) {
-            const int pixel = r * TILE_WIDTH + x;
+            const int pixel = r * STRIDE + x;
             const size_t at =
                 (size_t(v) * bins.height + window.top + r) * bins.width + window.left + x;
             float sum = gradient.depth[at] * out.depth[at] + gradient.alpha[at] * out.alpha[at];
 #pragma omp simd reduction(+ : sum)
             for (int c = 0; c < channels; c++) {
                 const float grad = gradient.image[at * channels + c];
-                gradients[PLANES ? c * (PIXELS + LANES) + pixel : pixel * padded + c] = grad;
+                gradients[PLANES ? c * PIXELS + pixel : pixel * padded + c] = grad;
                 sum += grad * out.image[at * channels + c];
             }
             scratch.depth[pixel] = gradient.depth[at];
@@ -423,88 +467,104 @@ GHA_INLINE void backward_tile(const Bins &bins, int v, int tile, const Scene &sc
             scratch.behind[pixel] = sum;
         }
 
+    constexpr int BLOCKS = PLANES ? CHANNELS : PADDED / LANES;
+    const int blocks = CHANNELS ? BLOCKS : padded / LANES;
+    F8 dots[ROWS * LANES] = {}; // of each pixel, by channel modulo LANES
     int live = window.columns * window.rows;
-    const int size = padded + GEOMETRY;
     for (int64_t e = view.tile_begin[tile]; e < end && live; e++) {
         prefetch(view, scene, e, end, channels);
-        const Gaussian g = view.gaussians[view.entries[e]];
+        const Entry entry = view.entries[e];
+        const Gaussian g = view.gaussians[entry.id];
         const float *const features =
-            load_features(scene, g, channels, padded, scratch.payload.data());
-        std::fill_n(feature_grad, PLANES ? channels * LANES : padded, 0.0f);
-        float drawn = 0.0f;
+            load_features(scene, entry.id, channels, padded, scratch.payload.data());
+        float *row = scratch.payload.data();
+        if (entry.slot != ALONE) {
+            row = sink.rows + size_t(entry.slot) * (padded + GEOMETRY);
+            for (int c = 0; c < padded + GEOMETRY; c += 16) __builtin_prefetch(row + c, 1);
+        }
+        Register fixed[CHANNELS ? BLOCKS : 1] = {};
+        Register *const feature_grad = CHANNELS ? fixed : scratch.grad.data();
+        if (!CHANNELS) std::fill_n(feature_grad, blocks, Register{});
         // Moments of dL/dpower over the offsets from the mean.
-        float m0[LANES] = {}, mx[LANES] = {}, my[LANES] = {};
-        float mxx[LANES] = {}, mxy[LANES] = {}, myy[LANES] = {};
-        float depth_grad[LANES] = {};
-        Spans spans;
-        row_spans(g, window, spans);
-        for (int r = spans.first; r < spans.last; r++) {
-            const float dy = float(window.top + r) + 0.5f - g.y;
-            for (int x = spans.from[r]; x < spans.to[r]; x += LANES) {
-                const int pixel = r * TILE_WIDTH + x, count = std::min(LANES, spans.to[r] - x);
-                const float dx = float(window.left + x) + 0.5f - g.x;
+        F8 m0 = {}, mx = {}, my = {}, mxx = {}, mxy = {}, myy = {}, depth_grad = {};
+        I8 finished = {};
+        bool drawn = false;
+        Block places[TILE_WIDTH / LANES + 1];
+        const int count = blocks_of(g, window, places);
+        for (int n = 0; n < count; n++) {
+            const Columns columns(g, window, places[n].column);
+            for (int r = places[n].first; r < places[n].last; r += ROWS) {
+                const int pixel = r * STRIDE + places[n].column;
+                const float dy = float(window.top + r) + 0.5f - g.y;
                 Lanes lanes;
-                live -= advance(g, dx, dy, count, scratch.transmittance + pixel, lanes);
-                float along[LANES] = {};
+                advance(g, columns, dy, scratch.transmittance + pixel, lanes);
+                finished += lanes.finished;
+                if (!lanes.takers) continue;
+                drawn = true;
+                F8 along[ROWS] = {};
                 if constexpr (PLANES) {
-                    for (int c = 0; c < channels; c++) {
-#pragma omp simd
-                        for (int k = 0; k < LANES; k++) {
-                            const float grad = gradients[c * (PIXELS + LANES) + pixel + k];
-                            along[k] += grad * features[c];
-                            feature_grad[c * LANES + k] += lanes.weight[k] * grad;
+                    for (int c = 0; c < channels; c++)
+                        for (int h = 0; h < ROWS; h++) {
+                            const F8 grad = load(gradients + c * PIXELS + pixel + h * STRIDE);
+                            along[h] += grad * features[c];
+                            feature_grad[c].lanes += lanes.weight[h] * grad;
                         }
-                    }
                 } else {
-                    for (int k = 0; k < count; k++) {
-                        const float weight = lanes.weight[k];
-                        if (weight == 0.0f) continue;
-                        const float *const grad = gradients + (pixel + k) * padded;
-                        float dot = 0.0f;
-#pragma omp simd reduction(+ : dot)
-                        for (int c = 0; c < padded; c++) dot += grad[c] * features[c];
-#pragma omp simd
-                        for (int c = 0; c < padded; c++) feature_grad[c] += weight * grad[c];
-                        along[k] = dot;
+                    float weight[ROWS * LANES];
+                    for (int h = 0; h < ROWS; h++) store(weight + h * LANES, lanes.weight[h]);
+                    for (unsigned left = lanes.takers; left; left &= left - 1) {
+                        const int k = __builtin_ctz(left);
+                        const float *const grad = gradients + size_t(pixel + offset_of(k)) * padded;
+                        F8 dot = {};
+                        for (int b = 0; b < blocks; b++) {
+                            const F8 part = load(grad + b * LANES);
+                            dot += part * load(features + b * LANES);
+                            feature_grad[b].lanes += weight[k] * part;
+                        }
+                        dots[k] = dot;
                     }
+                    for (int h = 0; h < ROWS; h++)
+                        along[h] = lanes.weight[h] > 0.0f ? sums(dots + h * LANES) : splat(0.0f);
                 }
-#pragma omp simd reduction(+ : drawn)
-                for (int k = 0; k < LANES; k++) {
-                    const float weight = lanes.weight[k], alpha = lanes.alpha[k];
-                    const float whole =
-                        along[k] + scratch.alpha[pixel + k] + scratch.depth[pixel + k] * g.depth;
-                    const float behind = scratch.behind[pixel + k] - weight * whole;
-                    scratch.behind[pixel + k] = behind;
-                    depth_grad[k] += weight * scratch.depth[pixel + k];
-                    const float by_alpha = lanes.before[k] * whole - behind / (1.0f - alpha);
-                    const int moves = (weight > 0.0f) & (lanes.raw[k] < MAX_ALPHA);
-                    const float p = moves ? by_alpha * alpha : 0.0f;
-                    const float ox = dx + float(k), px = p * ox, py = p * dy;
-                    drawn += weight;
-                    m0[k] += p;
-                    mx[k] += px;
-                    my[k] += py;
-                    mxx[k] += px * ox;
-                    mxy[k] += px * dy;
-                    myy[k] += py * dy;
+                for (int h = 0; h < ROWS; h++) {
+                    const int at = pixel + h * STRIDE;
+                    const float y = dy + float(h);
+                    const F8 depth = load(scratch.depth + at);
+                    const F8 whole = along[h] + load(scratch.alpha + at) + depth * g.depth;
+                    const F8 weight = lanes.weight[h], alpha = lanes.alpha[h];
+                    const F8 behind = load(scratch.behind + at) - weight * whole;
+                    store(scratch.behind + at, behind);
+                    depth_grad += weight * depth;
+                    const F8 by_alpha = lanes.before[h] * whole - behind / (1.0f - alpha);
+                    const I8 moves = (weight > 0.0f) & (lanes.raw[h] < MAX_ALPHA);
+                    const F8 p = moves ? by_alpha * alpha : splat(0.0f), px = p * columns.dx;
+                    m0 += p;
+                    mx += px;
+                    my += p * y;
+                    mxx += px * columns.dx;
+                    mxy += px * y;
+                    myy += p * (y * y);
                 }
             }
         }
-        touched[e] = drawn > 0.0f;
-        if (!touched[e]) continue;
-        float *const row = rows + e * size;
-        for (int c = 0; c < channels; c++)
-            row[c] = PLANES ? sum_of(feature_grad + c * LANES) : feature_grad[c];
-        float *const geometry = row + padded;
+        live += total(finished);
+        if (entry.slot != ALONE && !(sink.touched[entry.slot] = drawn)) continue;
         // power = -(a dx² + c dy²) / 2 - b dx dy, and dx = pixel - mean.
-        const float sx = sum_of(mx), sy = sum_of(my);
-        geometry[0] = g.a * sx + g.b * sy;
-        geometry[1] = g.b * sx + g.c * sy;
-        geometry[2] = -0.5f * sum_of(mxx);
-        geometry[3] = -sum_of(mxy);
-        geometry[4] = -0.5f * sum_of(myy);
-        geometry[5] = sum_of(m0) / g.opacity;
-        geometry[6] = sum_of(depth_grad);
+        const F8 moments[LANES] = {mx, my, mxx, mxy, myy, m0, depth_grad};
+        const F8 sum = sums(moments);
+        const F8 geometry = {g.a * sum[0] + g.b * sum[1],
+                             g.b * sum[0] + g.c * sum[1],
+                             -0.5f * sum[2],
+                             -sum[3],
+                             -0.5f * sum[4],
+                             sum[5] / g.opacity,
+                             sum[6]};
+        if constexpr (PLANES)
+            for (int c = 0; c < channels; c++) row[c] = total(feature_grad[c].lanes);
+        else
+            for (int b = 0; b < blocks; b++) store(row + b * LANES, feature_grad[b].lanes);
+        store(row + padded, geometry);
+        if (entry.slot == ALONE) sink.gradients.put(entry.id, row, channels, padded);
     }
 }
 
@@ -516,10 +576,10 @@ GHA_INLINE void backward_tile(const Bins &bins, int v, int tile, const Scene &sc
                                                depth, scratch);                                    \
     }                                                                                              \
     GHA_MULTIVERSION void backward_##NAME(const Bins &bins, int v, int tile, const Scene &scene,   \
-                                          const Images &out, const Images &gradient, float *rows,  \
-                                          uint8_t *touched, Scratch &scratch) {                    \
-        backward_tile<CHANNELS, PADDED, PLANES>(bins, v, tile, scene, out, gradient, rows,         \
-                                                touched, scratch);                                 \
+                                          const Images &out, const Images &gradient,               \
+                                          const Sink &sink, Scratch &scratch) {                    \
+        backward_tile<CHANNELS, PADDED, PLANES>(bins, v, tile, scene, out, gradient, sink,         \
+                                                scratch);                                          \
     }
 } // namespace
 
@@ -578,14 +638,19 @@ Bins *splat_forward(In3 means2d, In3 conics, In2 depths, Array<const bool, nb::n
     const size_t count = size_t(bins->count);
 
     nb::gil_scoped_release release;
-    std::vector<int64_t> entries(bins->views);
-    in_parallel(bins->views, threads, [&](int v) {
-        entries[v] = find_gaussians(bins->view[v], *bins, means2d.data() + v * count * 2,
-                                    conics.data() + v * count * 3, depths.data() + v * count,
-                                    visible.data() + v * count, opacities.data());
+    for (View &view : bins->view) view.gaussians.reset(new Gaussian[count]);
+    const int chunks = int((count + CHUNK - 1) / CHUNK);
+    in_parallel(bins->views * chunks, threads, [&](int job) {
+        const size_t v = job / chunks, from = size_t(job % chunks) * CHUNK;
+        const Projected in{means2d.data() + v * count * 2, conics.data() + v * count * 3,
+                           depths.data() + v * count, visible.data() + v * count,
+                           opacities.data()};
+        find_gaussians(bins->view[v], *bins, in, int(from), int(std::min(from + CHUNK, count)));
     });
-    const int64_t total = std::accumulate(entries.begin(), entries.end(), int64_t(0));
-    if (total > MOST_ENTRIES)
+    int64_t total = 0;
+    for (const View &view : bins->view)
+        for (size_t i = 0; i < count; i++) total += view.gaussians[i].tiles.size();
+    if (total >= MOST_ENTRIES)
         throw std::length_error(std::to_string(total) + " intersections of Gaussians and tiles");
     in_parallel(bins->views, threads, [&](int v) { fill_tiles(bins->view[v], *bins); });
 #pragma omp parallel num_threads(threads)
@@ -612,14 +677,21 @@ void splat_backward(const Bins &bins, In2 features, In4 image, In3 alpha, In3 de
                                       : backward_splat_any;
     const int tiles = bins.across * bins.down, jobs = tiles * bins.views;
     const size_t size = scene.padded + GEOMETRY, count = size_t(bins.count);
+    const auto gradients_of = [&](size_t v) {
+        return Gradients{grad_means2d.data() + v * count * 2, grad_conics.data() + v * count * 3,
+                         grad_depths.data() + v * count, grad_opacities.data(),
+                         grad_features.data()};
+    };
 
     nb::gil_scoped_release release;
-    std::vector<std::unique_ptr<float[]>> rows(bins.views); // [entries, size], not initialised
-    std::vector<std::vector<uint8_t>> touched(bins.views);
+    std::vector<std::unique_ptr<float[]>> rows(bins.views); // not initialised
+    std::vector<std::unique_ptr<uint8_t[]>> touched(bins.views);
+    std::vector<Sink> sinks;
     for (int v = 0; v < bins.views; v++) {
-        const size_t entries = bins.view[v].entries.size();
-        rows[v].reset(new float[entries * size]);
-        touched[v].assign(entries, 0);
+        const size_t slots = bins.view[v].slot_begin.back();
+        rows[v].reset(new float[slots * size]);
+        touched[v].reset(new uint8_t[slots]());
+        sinks.push_back({gradients_of(v), rows[v].get(), touched[v].get()});
     }
 #pragma omp parallel num_threads(threads)
     {
@@ -627,37 +699,32 @@ void splat_backward(const Bins &bins, In2 features, In4 image, In3 alpha, In3 de
 #pragma omp for schedule(dynamic)
         for (int job = 0; job < jobs; job++) {
             const int v = job / tiles;
-            run(bins, v, job % tiles, scene, out, gradient, rows[v].get(), touched[v].data(),
-                scratch);
-        }
-        // Each Gaussian sums its rows in the order of views and tiles.
-        std::vector<float> sum(size);
-#pragma omp for schedule(static)
-        for (int i = 0; i < bins.count; i++) {
-            float *const features_out = grad_features.data() + size_t(i) * channels;
-            std::fill_n(features_out, channels, 0.0f);
-            float opacity = 0.0f;
-            for (int v = 0; v < bins.views; v++) {
-                const View &view = bins.view[v];
-                std::fill(sum.begin(), sum.end(), 0.0f);
-                if (const int k = view.rank[i]; k >= 0)
-                    for (int64_t s = view.gaussian_begin[k]; s < view.gaussian_begin[k + 1]; s++) {
-                        const int64_t entry = view.slots[s];
-                        if (!touched[v][entry]) continue;
-                        const float *const row = rows[v].get() + entry * size;
-                        for (size_t c = 0; c < size; c++) sum[c] += row[c];
-                    }
-                const size_t at = v * count + i;
-                const float *const geometry = sum.data() + scene.padded;
-                for (int c = 0; c < channels; c++) features_out[c] += sum[c];
-                grad_depths.data()[at] = geometry[6];
-                std::copy_n(geometry, 2, grad_means2d.data() + at * 2);
-                std::copy_n(geometry + 2, 3, grad_conics.data() + at * 3);
-                opacity += geometry[5];
-            }
-            grad_opacities.data()[i] = opacity;
+            run(bins, v, job % tiles, scene, out, gradient, sinks[v], scratch);
         }
     }
+    // Each Gaussian sums its rows in the order of views and tiles.
+    in_parallel(int((count + CHUNK - 1) / CHUNK), threads, [&](int chunk) {
+        std::vector<float> sum(size), shared(size);
+        for (size_t i = chunk * CHUNK; i < std::min((chunk + 1) * CHUNK, count); i++) {
+            std::fill(shared.begin(), shared.end(), 0.0f);
+            for (int v = 0; v < bins.views; v++) {
+                const View &view = bins.view[v];
+                const uint32_t first = view.slot_begin[i], end = view.slot_begin[i + 1];
+                if (first == end && view.gaussians[i].tiles.size()) continue; // was ALONE
+                std::fill(sum.begin(), sum.end(), 0.0f);
+                for (uint32_t slot = first; slot < end; slot++) {
+                    if (!touched[v][slot]) continue;
+                    const float *const row = rows[v].get() + slot * size;
+                    for (size_t c = 0; c < size; c++) sum[c] += row[c];
+                }
+                // Features and opacity are those of all views.
+                for (int c = 0; c < scene.padded; c++) shared[c] = sum[c] += shared[c];
+                float &opacity = sum[scene.padded + 5];
+                shared[scene.padded + 5] = opacity += shared[scene.padded + 5];
+                sinks[v].gradients.put(i, sum.data(), channels, scene.padded);
+            }
+        }
+    });
 }
 
 } // namespace
