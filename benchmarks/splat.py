@@ -20,6 +20,7 @@ from benchmarks.harness import Case, options, run_cases
 from benchmarks.scenes import Shell, shell
 from gha_core.splatting import BACKENDS, Splat, rasterize_gaussians
 from gha_core.splatting.projection import MIN_ALPHA, MIN_TRANSMITTANCE, project
+from gha_core.splatting.scene import Scene
 
 ALPHA_OPERATIONS = 30  # of a Gaussian at a pixel: the quadratic form, the exponential, the blend
 _BAND = 4  # px, rows that are counted at a time
@@ -69,11 +70,12 @@ def step(inputs: list[Tensor], backend: str, size: int) -> None:
 
 def drawn_pairs(scene: Shell, size: int) -> int:
     """How many times a Gaussian adds to a pixel."""
-    means, quaternions, scales, opacities, _, K, w2c = astuple(scene)
-    seen = project(means, quaternions, scales, opacities, K, w2c, size, size)
+    background = scene.features.new_zeros(scene.features.shape[1])
+    *gaussians, K, w2c = astuple(scene)
+    seen = project(Scene(*gaussians, background, K, w2c, size, size))
     order = seen.depths[0].argsort()
     order = order[seen.visible[0, order]]
-    centre, conic, opacity = seen.means2d[0, order], seen.conics[0, order], opacities[order]
+    centre, conic, opacity = seen.means2d[0, order], seen.conics[0, order], scene.opacities[order]
     a, b, c = conic.unbind(-1)
     limit = 2 * torch.log(opacity / MIN_ALPHA)
     reach = (limit / (a * c - b * b).clamp_min(1e-12))[:, None].mul(torch.stack([c, a], -1)).sqrt()

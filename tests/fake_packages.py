@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from gha_core.splatting import diff_gaussian_rasterization, projection, twin
+from gha_core.splatting.scene import Scene
 
 TILE = 16
 
@@ -102,9 +103,9 @@ def install_gsplat(patch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
         calls.append({"packed": packed, "channel_chunk": channel_chunk})
         lens = Ks.detach().clone()  # it has no gradient of them, and knows no skew
         lens[:, 0, 1] = 0
-        seen = projection.project(means, quats, scales, opacities, lens, viewmats, width, height)
-        image, alpha, depth = twin.composite(
-            seen, opacities, colors, torch.zeros(colors.shape[-1]), width, height
+        nothing = torch.zeros(colors.shape[-1])
+        image, alpha, depth = twin.render(
+            Scene(means, quats, scales, opacities, colors, nothing, lens, viewmats, width, height)
         )
         image = image + (1 - alpha[..., None]) * backgrounds[:, None, None]
         return torch.cat([image, depth[..., None]], -1), alpha[..., None], {}

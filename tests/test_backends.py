@@ -34,6 +34,7 @@ from gha_core.errors import ParameterError
 from gha_core.mesh_rasterisation import kaolin, native, render_mesh, visibility
 from gha_core.mesh_rasterisation import twin as mesh_twin
 from gha_core.splatting import diff_gaussian_rasterization, gsplat, rasterise, twin
+from gha_core.splatting.scene import Scene as BackendScene
 
 ROOT = Path(__file__).parents[1]
 CPU, CUDA = torch.device("cpu"), torch.device("cuda")
@@ -182,9 +183,8 @@ class Package:
     ) -> splatting.Splat:
         tensors = [getattr(scene, f.name) for f in fields(scene)]
         *gaussians, K, w2c, background = [t.to(self.device) for t in tensors]
-        planes = render(
-            *gaussians, background, K.reshape(-1, 3, 3), w2c.reshape(-1, 4, 4), width, height
-        )
+        cameras = K.reshape(-1, 3, 3), w2c.reshape(-1, 4, 4)
+        planes = render(BackendScene(*gaussians, background, *cameras, width, height))
         return splatting.Splat(*(plane.cpu() for plane in planes))
 
 
@@ -433,7 +433,6 @@ def test_tensors_are_what_the_folders_say() -> None:
         assert (scene.render("auto").features == 1).all()
 
 
-def _white(*arguments: Tensor | int) -> tuple[Tensor, Tensor, Tensor]:
-    *_, width, height = arguments
-    plane = torch.ones(1, int(height), int(width))
+def _white(scene: BackendScene) -> tuple[Tensor, Tensor, Tensor]:
+    plane = torch.ones(1, scene.height, scene.width)
     return plane[..., None].expand(-1, -1, -1, 3), plane, plane

@@ -16,6 +16,7 @@ from gha_core import backends
 from gha_core.errors import NotFiniteError, ParameterError
 from gha_core.splatting import Splat, native, projection, rasterize_gaussians
 from gha_core.splatting.projection import Projected
+from gha_core.splatting.scene import Scene as BackendScene
 
 WIDTH, HEIGHT, FOCAL = 37, 29, 40.0  # not multiples of the kernel's tiles
 needs_native = pytest.mark.skipif(bool(native.missing()), reason="no C++ compiler at installation")
@@ -269,7 +270,9 @@ def projected_with_gradients(
     dtype: torch.dtype,
 ) -> tuple[Projected, list[Tensor]]:
     leaves = [tensor.to(dtype, copy=True).requires_grad_() for tensor in inputs]
-    found = project(*leaves, *size)
+    *gaussians, K, w2c = leaves
+    no_features = K.new_zeros(len(gaussians[0]), 0)
+    found = project(BackendScene(*gaussians, no_features, K.new_zeros(0), K, w2c, *size))
     planes = (found.means2d, found.conics, found.depths)
     shown = [w.to(dtype) * found.visible.view(found.visible.shape + (1,) * (w.ndim - 2))
              for w in weights]  # fmt: skip

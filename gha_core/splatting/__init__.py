@@ -1,5 +1,6 @@
 """Differentiable Gaussian splatting of features with any number of channels.
 
+scene.py        what every backend is given
 projection.py   3D Gaussians -> 2D Gaussians in plain PyTorch: the specification
 twin.py         compositing them in plain PyTorch: the specification
 native.py       the same by projection.cpp and kernel.cpp, on CPU cores

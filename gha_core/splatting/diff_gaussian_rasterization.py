@@ -28,6 +28,7 @@ from gha_core.backends import installed
 from gha_core.errors import ParameterError
 from gha_core.splatting.image_frame import check_intersections, drawable, to_image_frame
 from gha_core.splatting.projection import NEAR, scaled_axes
+from gha_core.splatting.scene import Scene
 from gha_core.splatting.twin import Planes
 
 LICENCE = "non-commercial research only"
@@ -41,24 +42,16 @@ def missing() -> str | None:
     return "is not installed: build it from Inria's repository of that name"
 
 
-def render(
-    means: Tensor,
-    quaternions: Tensor,
-    scales: Tensor,
-    opacities: Tensor,
-    features: Tensor,
-    background: Tensor,
-    K: Tensor,
-    w2c: Tensor,
-    width: int,
-    height: int,
-) -> Planes:
+def render(scene: Scene) -> Planes:
     """As :func:`gha_core.splatting.twin.render`."""
-    check_intersections(means, quaternions, scales, opacities, K, w2c, width, height)
-    frames = to_image_frame(K, w2c, width, height)
-    means, quaternions, scales, opacities = drawable(
-        means, quaternions, scales, opacities, frames, width, height
+    check_intersections(scene)
+    frames, features, width, height = (
+        to_image_frame(scene),
+        scene.features,
+        scene.width,
+        scene.height,
     )
+    means, quaternions, scales, opacities = drawable(scene, frames)
     axes = scaled_axes(quaternions, scales)  # [3, 3, N]
     images = [features.new_zeros(0, height, width, features.shape[1] + 2)]
     for frame in frames:
@@ -77,7 +70,7 @@ def render(
         )
     image = torch.cat(images)
     alpha = image[..., -1]
-    return image[..., :-2] + (1 - alpha[..., None]) * background, alpha, image[..., -2]
+    return image[..., :-2] + (1 - alpha[..., None]) * scene.background, alpha, image[..., -2]
 
 
 def _upper_triangle(factor: Tensor) -> Tensor:

@@ -18,12 +18,12 @@ from importlib.util import find_spec
 from pathlib import Path
 
 import torch
-from torch import Tensor
 
 from gha_core.backends import installed
 from gha_core.splatting import twin
 from gha_core.splatting.image_frame import check_intersections, drawable, to_image_frame
 from gha_core.splatting.projection import DILATION, NEAR
+from gha_core.splatting.scene import Scene
 
 _CHANNELS = 33  # drawn at a time: gsplat has kernels for 32 features and their depth
 _DENSE = 4_000_000  # Gaussians x views, above which memory counts more than time
@@ -40,30 +40,15 @@ def missing() -> str | None:
     return None
 
 
-def render(
-    means: Tensor,
-    quaternions: Tensor,
-    scales: Tensor,
-    opacities: Tensor,
-    features: Tensor,
-    background: Tensor,
-    K: Tensor,
-    w2c: Tensor,
-    width: int,
-    height: int,
-) -> twin.Planes:
+def render(scene: Scene) -> twin.Planes:
     """As :func:`gha_core.splatting.twin.render`."""
-    if not len(means) or not len(K):  # gsplat divides by the number of Gaussians
-        return twin.render(
-            means, quaternions, scales, opacities, features, background, K, w2c, width, height
-        )
+    if not len(scene.means) or not len(scene.K):  # gsplat divides by the number of Gaussians
+        return twin.render(scene)
     from gsplat import rasterization
 
-    check_intersections(means, quaternions, scales, opacities, K, w2c, width, height)
-    frames = to_image_frame(K, w2c, width, height)
-    means, quaternions, scales, opacities = drawable(
-        means, quaternions, scales, opacities, frames, width, height
-    )
+    check_intersections(scene)
+    frames, K, width, height = to_image_frame(scene), scene.K, scene.width, scene.height
+    means, quaternions, scales, opacities = drawable(scene, frames)
     views, half = len(frames), K.new_tensor([width / 2, height / 2, 1.0])
     lens = torch.diag(half)
     lens[:2, 2] = half[:2]
@@ -73,7 +58,7 @@ def render(
         quats=quaternions,
         scales=scales,
         opacities=opacities,
-        colors=features,
+        colors=scene.features,
         viewmats=torch.cat([frames, last_row], 1),
         Ks=lens.expand(views, 3, 3).contiguous(),
         width=width,
@@ -81,7 +66,7 @@ def render(
         near_plane=NEAR,
         eps2d=DILATION,
         packed=views * len(means) > _DENSE,
-        backgrounds=background.expand(views, -1),
+        backgrounds=scene.background.expand(views, -1),
         render_mode="RGB+D",
         rasterize_mode="classic",
         channel_chunk=_CHANNELS,

@@ -12,6 +12,7 @@ from torch.autograd.function import once_differentiable
 from gha_core.backends import no_compiler
 from gha_core.errors import ParameterError
 from gha_core.splatting.projection import Projected
+from gha_core.splatting.scene import Scene
 
 try:
     from gha_core._native import (
@@ -30,35 +31,19 @@ def missing() -> str | None:
     return no_compiler(splat_forward)
 
 
-def render(
-    means: Tensor,
-    quaternions: Tensor,
-    scales: Tensor,
-    opacities: Tensor,
-    features: Tensor,
-    background: Tensor,
-    K: Tensor,
-    w2c: Tensor,
-    width: int,
-    height: int,
-) -> Planes:
+def render(scene: Scene) -> Planes:
     """As :func:`gha_core.splatting.twin.render`."""
-    projected = project(means, quaternions, scales, opacities, K, w2c, width, height)
-    return composite(projected, opacities, features, background, width, height)
+    return composite(project(scene), scene)
 
 
-def project(
-    means: Tensor,
-    quaternions: Tensor,
-    scales: Tensor,
-    opacities: Tensor,
-    K: Tensor,
-    w2c: Tensor,
-    width: int,
-    height: int,
-) -> Projected:
+def project(scene: Scene) -> Projected:
     """As :func:`gha_core.splatting.projection.project`."""
-    return Projected(*_Project.apply(means, quaternions, scales, opacities, K, w2c, width, height))
+    return Projected(
+        *_Project.apply(
+            scene.means, scene.quaternions, scene.scales, scene.opacities, scene.K, scene.w2c,
+            scene.width, scene.height,
+        )
+    )  # fmt: skip
 
 
 class _Project(torch.autograd.Function):
@@ -103,19 +88,18 @@ class _Project(torch.autograd.Function):
         return by_means, by_quaternions, by_scales, None, by_K, by_w2c, None, None
 
 
-def composite(
-    projected: Projected,
-    opacities: Tensor,
-    features: Tensor,
-    background: Tensor,
-    width: int,
-    height: int,
-) -> Planes:
+def composite(projected: Projected, scene: Scene) -> Planes:
     """As :func:`gha_core.splatting.twin.composite`."""
-    image, alpha, depth = _Composite.apply(
-        projected.means2d, projected.conics, projected.depths, opacities, features, background,
-        projected.visible, width, height,
-    )  # fmt: skip
+    try:
+        image, alpha, depth = _Composite.apply(
+            projected.means2d, projected.conics, projected.depths, scene.opacities, scene.features,
+            scene.background, projected.visible, scene.width, scene.height,
+        )  # fmt: skip
+    except ValueError as error:
+        raise ParameterError(
+            f"{scene.work} makes {error}; at most 2³¹ can be counted. Draw fewer views at a time, "
+            "or fewer or smaller Gaussians."
+        ) from None
     return image, alpha, depth
 
 
@@ -141,14 +125,7 @@ class _Composite(torch.autograd.Function):
         image = means2d.new_empty(views, height, width, channels)
         alpha = means2d.new_empty(views, height, width)
         depth = means2d.new_empty(views, height, width)
-        try:
-            ctx.bins = splat_forward(*_arrays(*inputs), *_arrays(image, alpha, depth), _threads())
-        except ValueError as error:
-            raise ParameterError(
-                f"Splatting {depths.shape[1]} Gaussians into {views} views of {width}x{height} px "
-                f"makes {error}; at most 2³¹ can be counted. Draw fewer views at a time, or fewer "
-                "or smaller Gaussians."
-            ) from None
+        ctx.bins = splat_forward(*_arrays(*inputs), *_arrays(image, alpha, depth), _threads())
         ctx.save_for_backward(*inputs, image, alpha, depth)
         return image, alpha, depth
 

@@ -12,6 +12,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from gha_core.splatting.scene import Scene
+
 NEAR = 0.01  # m; what is nearer, or behind the camera, is culled
 DILATION = 0.3  # px²; added to both axes so that no Gaussian is thinner than about a pixel
 MIN_ALPHA = 1.0 / 255.0  # what adds less than one 8-bit level to a pixel is dropped
@@ -43,32 +45,16 @@ class Projected:
     visible: Tensor
 
 
-def project(
-    means: Tensor,
-    quaternions: Tensor,
-    scales: Tensor,
-    opacities: Tensor,
-    K: Tensor,
-    w2c: Tensor,
-    width: int,
-    height: int,
-) -> Projected:
-    """Project N Gaussians into V views.
+def project(scene: Scene) -> Projected:
+    """Project the Gaussians into all views; features play no part.
 
     Culled (``visible`` False, gradient zero) are Gaussians that are nearer than ``NEAR``, whose
     opacity is below ``MIN_ALPHA``, whose quaternion is zero, or that have an absurdly large number
-    (beyond ``_MAX_INPUT``) in any of their parameters.
-
-    Args:
-        means: [N, 3] world, m.
-        quaternions: [N, 4] w-x-y-z, need not be of unit length.
-        scales: [N, 3] standard deviations, m.
-        opacities: [N] 0..1; decide only what is visible.
-        K: [V, 3, 3] px. w2c: [V, 4, 4] OpenCV.
-        width, height: image size, px.
+    (beyond ``_MAX_INPUT``) in any of their parameters. Opacities decide only what is visible.
     """
-    usable = usable_rows(means, quaternions, scales, opacities)
-    means, quaternions, scales = neutralise(~usable, means, quaternions, scales)
+    K, w2c, opacities = scene.K, scene.w2c, scene.opacities
+    usable = usable_rows(scene)
+    means, quaternions, scales = neutralise(scene, ~usable)
 
     # Components lead and Gaussians trail: sums of three run over leading dimensions, which is
     # several times faster than bmm on many 3x3 matrices, and gives the same bits on any number of
@@ -85,8 +71,8 @@ def project(
     means2d = torch.stack([fx * x + skew * y + cx, fy * y + cy], -1)
 
     # Rows of J W, [3, V, N] each; the last column of J is minus the (limited) image direction.
-    limited_x = _limit(x, -cx / fx, (width - cx) / fx)
-    limited_y = _limit(y, -cy / fy, (height - cy) / fy)
+    limited_x = _limit(x, -cx / fx, (scene.width - cx) / fx)
+    limited_y = _limit(y, -cy / fy, (scene.height - cy) / fy)
     row_u = (fx * turn[0] + skew * turn[1] - (fx * limited_x + skew * limited_y) * turn[2]) / z
     row_v = (fy * turn[1] - fy * limited_y * turn[2]) / z
 
@@ -112,27 +98,26 @@ def project(
     return Projected(means2d, conics, depths, visible.detach())
 
 
-def neutralise(
-    bad: Tensor, means: Tensor, quaternions: Tensor, scales: Tensor
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Points at the origin instead of the bad [N] ones, which get zero gradient."""
+def neutralise(scene: Scene, bad: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Means, quaternions and scales, with points at the origin instead of the bad [N] ones, which
+    get zero gradient."""
     # torch.where (not a product): what overflows in the bad rows and their gradients must not
     # reach anything else.
-    identity = quaternions.new_tensor([1.0, 0.0, 0.0, 0.0])
+    identity = scene.quaternions.new_tensor([1.0, 0.0, 0.0, 0.0])
     return (
-        torch.where(bad[:, None], 0.0, means),
-        torch.where(bad[:, None], identity, quaternions),
-        torch.where(bad[:, None], 0.0, scales),
+        torch.where(bad[:, None], 0.0, scene.means),
+        torch.where(bad[:, None], identity, scene.quaternions),
+        torch.where(bad[:, None], 0.0, scene.scales),
     )
 
 
-def usable_rows(means: Tensor, quaternions: Tensor, scales: Tensor, opacities: Tensor) -> Tensor:
+def usable_rows(scene: Scene) -> Tensor:
     """[N] bool: every parameter of the Gaussian is a number of reasonable size."""
-    usable = torch.ones(len(means), dtype=torch.bool, device=means.device)
-    for value in (means, quaternions, scales, opacities):
+    usable = torch.ones(len(scene.means), dtype=torch.bool, device=scene.means.device)
+    for value in (scene.means, scene.quaternions, scene.scales, scene.opacities):
         bounded = value.detach().abs() < _MAX_INPUT  # False for NaN
         usable &= bounded.all(-1) if bounded.ndim > 1 else bounded
-    return usable & (quaternions.detach().abs().amax(-1) > 1e-12)
+    return usable & (scene.quaternions.detach().abs().amax(-1) > 1e-12)
 
 
 def _limit(value: Tensor, low: Tensor, high: Tensor) -> Tensor:

@@ -11,12 +11,9 @@ from torch import Tensor
 from gha_core.backends import Backend, Backends
 from gha_core.errors import NotFiniteError, ParameterError
 from gha_core.splatting import diff_gaussian_rasterization, gsplat, native, twin
+from gha_core.splatting.scene import Scene
 
-# means, quaternions, scales, opacities, features, background, K, w2c, width, height
-Render = Callable[
-    [Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, int, int],
-    tuple[Tensor, Tensor, Tensor],
-]
+Render = Callable[[Scene], tuple[Tensor, Tensor, Tensor]]
 
 BACKENDS: Backends[Render] = Backends(
     "Gaussian splatting",
@@ -116,7 +113,7 @@ def rasterize_gaussians(
     K = K.expand(*views, 3, 3).reshape(-1, 3, 3)
     w2c = w2c.expand(*views, 4, 4).reshape(-1, 4, 4)
     image, alpha, depth = chosen.kernels(
-        means, quaternions, scales, opacities, features, background, K, w2c, width, height
+        Scene(means, quaternions, scales, opacities, features, background, K, w2c, width, height)
     )
     return Splat(
         image.reshape(*views, height, width, -1),

@@ -23,91 +23,47 @@ from gha_core.splatting.projection import (
     Projected,
     project,
 )
+from gha_core.splatting.scene import Scene
 
 _TILE = 16  # px; only bounds memory, the image does not depend on it
 
 Planes = tuple[Tensor, Tensor, Tensor]
 
 
-def render(
-    means: Tensor,
-    quaternions: Tensor,
-    scales: Tensor,
-    opacities: Tensor,
-    features: Tensor,
-    background: Tensor,
-    K: Tensor,
-    w2c: Tensor,
-    width: int,
-    height: int,
-) -> Planes:
+def render(scene: Scene) -> Planes:
     """V views of N Gaussians; the signature of every backend.
 
-    Args:
-        means: [N, 3]. quaternions: [N, 4]. scales: [N, 3]. opacities: [N]. features: [N, C].
-        background: [C]. K: [V, 3, 3]. w2c: [V, 4, 4].
-
     Returns:
         features [V, H, W, C], alpha [V, H, W], depth [V, H, W] (sum of weight x depth).
     """
-    projected = project(means, quaternions, scales, opacities, K, w2c, width, height)
-    return composite(projected, opacities, features, background, width, height)
+    return composite(project(scene), scene)
 
 
-def composite(
-    projected: Projected,
-    opacities: Tensor,
-    features: Tensor,
-    background: Tensor,
-    width: int,
-    height: int,
-) -> Planes:
-    """Composite V views.
-
-    Args:
-        projected: V views of N Gaussians.
-        opacities: [N]. features: [N, C]. background: [C].
-
-    Returns:
-        features [V, H, W, C], alpha [V, H, W], depth [V, H, W] (sum of weight x depth).
-    """
-    views = [
-        _view(
-            projected.means2d[v], projected.conics[v], projected.depths[v], projected.visible[v],
-            opacities, features, background, width, height,
-        )
-        for v in range(len(projected.depths))
-    ]  # fmt: skip
+def composite(projected: Projected, scene: Scene) -> Planes:
+    """Composite the views of projected Gaussians, with the scene's opacities and features; returns
+    as :func:`render`."""
+    views = [_view(projected, scene, v) for v in range(len(projected.depths))]
     if not views:
-        empty = features.new_zeros(0, height, width)
-        return features.new_zeros(0, height, width, features.shape[1]), empty, empty
+        empty = scene.features.new_zeros(0, scene.height, scene.width)
+        return empty[..., None].expand(-1, -1, -1, scene.features.shape[1]), empty, empty
     image, alpha, depth = (torch.stack(planes) for planes in zip(*views, strict=True))
     return image, alpha, depth
 
 
-def _view(
-    means2d: Tensor,
-    conics: Tensor,
-    depths: Tensor,
-    visible: Tensor,
-    opacities: Tensor,
-    features: Tensor,
-    background: Tensor,
-    width: int,
-    height: int,
-) -> Planes:
+def _view(projected: Projected, scene: Scene, view: int) -> Planes:
+    depths, visible = projected.depths[view], projected.visible[view]
     order = torch.where(visible, depths.detach(), torch.inf).sort(stable=True).indices
     order = order[: int(visible.sum())]
-    means2d, conics, depths = means2d[order], conics[order], depths[order]
-    opacities = opacities[order]
-    payload = torch.cat([features[order], depths[:, None]], -1)
+    means2d, conics = projected.means2d[view, order], projected.conics[view, order]
+    opacities = scene.opacities[order]
+    payload = torch.cat([scene.features[order], depths[order, None]], -1)
     low, high = footprints(means2d.detach(), conics.detach(), opacities.detach())
 
     rows = []
-    for top in range(0, height, _TILE):
-        bottom, row = min(top + _TILE, height), []
-        for left in range(0, width, _TILE):
-            right = min(left + _TILE, width)
+    for top in range(0, scene.height, _TILE):
+        bottom, row = min(top + _TILE, scene.height), []
+        for left in range(0, scene.width, _TILE):
+            right = min(left + _TILE, scene.width)
             ys = torch.arange(top, bottom, device=means2d.device, dtype=means2d.dtype) + 0.5
             xs = torch.arange(left, right, device=means2d.device, dtype=means2d.dtype) + 0.5
             pixels = torch.stack(torch.meshgrid(xs, ys, indexing="xy"), -1).reshape(-1, 2)
@@ -117,7 +73,8 @@ def _view(
         rows.append(torch.cat(row, 1))
     image = torch.cat(rows, 0)
     transmittance, depth = image[..., -1], image[..., -2]
-    return image[..., :-2] + transmittance[..., None] * background, 1 - transmittance, depth
+    through = transmittance[..., None] * scene.background
+    return image[..., :-2] + through, 1 - transmittance, depth
 
 
 def _pixels(
