@@ -59,13 +59,17 @@ class Options:
     json: Path | None
     repeats: int
     device: str = "cpu"
+    folders: dict[str, Path | None] = field(default_factory=dict)
 
 
-def options(description: str | None, devices: tuple[str, ...] = ("cpu",)) -> Options:
+def options(
+    description: str | None, devices: tuple[str, ...] = ("cpu",), **folders: str
+) -> Options:
     """The command line; sets torch's number of threads.
 
     Args:
         devices: that the benchmark can run on.
+        folders: optional arguments that name folders, and what they are.
     """
     parser = argparse.ArgumentParser(
         description=description, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -74,9 +78,12 @@ def options(description: str | None, devices: tuple[str, ...] = ("cpu",)) -> Opt
     parser.add_argument("--json", type=Path, help="also write the result to this file")
     parser.add_argument("--threads", type=int, default=os.cpu_count())
     parser.add_argument("--device", choices=devices, default=devices[0])
+    for name, meaning in folders.items():
+        parser.add_argument(f"--{name}", type=Path, metavar="FOLDER", help=meaning)
     chosen = parser.parse_args()
     torch.set_num_threads(chosen.threads)
-    return Options(chosen.quick, chosen.json, 5 if chosen.quick else 15, chosen.device)
+    named = {name: getattr(chosen, name) for name in folders}
+    return Options(chosen.quick, chosen.json, 5 if chosen.quick else 15, chosen.device, named)
 
 
 def measure_machine(device: str = "cpu") -> Machine:

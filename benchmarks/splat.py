@@ -3,62 +3,121 @@ against every other installed backend.
 
     python -m benchmarks.splat --json result.json
     python -m benchmarks.splat --device cuda --json result.json
+    python -m benchmarks.splat --opensplat CHECKOUT --json result.json
 
-The floor counts, of every pixel that a Gaussian does reach, its exponential, its features and their
-gradients; and for memory one reading of the parameters and images and one writing of the gradients.
+The floor counts, of every pixel that a Gaussian adds to, its exponential, its features and their
+gradients, and the projection of every Gaussian; for memory one reading of the parameters and images
+and one writing of the gradients. With --opensplat a checkout of github.com/pierotofy/OpenSplat is
+compiled and composites the same projected Gaussians, forward and backward, on its one core.
 """
 
 from __future__ import annotations
 
-from dataclasses import astuple, fields
+from collections.abc import Callable
+from dataclasses import astuple, fields, replace
 from functools import partial
 
 import torch
 from torch import Tensor
 
 from benchmarks.harness import Case, options, run_cases
+from benchmarks.opensplat import arguments, compile_rasteriser
 from benchmarks.scenes import Shell, shell
-from gha_core.splatting import BACKENDS, Splat, rasterize_gaussians
-from gha_core.splatting.projection import MIN_ALPHA, MIN_TRANSMITTANCE, project
+from gha_core.splatting import BACKENDS, Splat, native, rasterize_gaussians, twin
+from gha_core.splatting.projection import MIN_ALPHA, MIN_TRANSMITTANCE, Projected, project
 from gha_core.splatting.scene import Scene
+from gha_core.splatting.twin import Planes
 
-ALPHA_OPERATIONS = 30  # of a Gaussian at a pixel: the quadratic form, the exponential, the blend
+# Of a Gaussian at a pixel: the quadratic form, the exponential (18), the limits and the blend; in
+# the backward pass these again and what the gradients of alpha, mean and conic take.
+FORWARD_OPERATIONS, BACKWARD_OPERATIONS = 35, 58
+PROJECT_OPERATIONS = 600  # of a Gaussian in a view, forward (170) and backward
 _BAND = 4  # px, rows that are counted at a time
 
 FULL = [(10_000, 128, 32), (50_000, 256, 32), (200_000, 256, 32), (50_000, 1024, 32)]
 FULL += [(10_000, 256, 3), (50_000, 256, 3)]
 QUICK = [(5_000, 64, 3), (10_000, 128, 32)]
+COMPOSITE = [(10_000, 256), (50_000, 256), (50_000, 1024)]  # 3 channels
 CUDA = [(144_000, 512, 32)]  # the paper's size, too large for the CPU's twin
 
 
 def main() -> None:
-    chosen = options(__doc__, ("cpu", "cuda"))
+    chosen = options(
+        __doc__, ("cpu", "cuda"), opensplat="a checkout of OpenSplat, to be timed beside ours"
+    )
     sizes = QUICK if chosen.quick else FULL
     if chosen.device == "cuda" and not chosen.quick:
         sizes = CUDA + FULL
-    run_cases([case(*size, chosen.device) for size in sizes], chosen)
+    cases = [case(*size, chosen.device) for size in sizes]
+    if checkout := chosen.folders["opensplat"]:
+        peer = compile_rasteriser(checkout)
+        cases += [
+            composite_case(*size, peer) for size in (COMPOSITE[:1] if chosen.quick else COMPOSITE)
+        ]
+    run_cases(cases, chosen)
 
 
 def case(count: int, size: int, channels: int, device: str) -> Case:
     scene = shell(count, channels, 1, size)
     with torch.no_grad():
         pairs = drawn_pairs(scene, size)
-    # The backward pass computes alpha again, then twice as many products as the forward one.
-    operations = pairs * (2 * ALPHA_OPERATIONS + 6 * channels)
+    operations = pairs * pair_operations(channels) + count * PROJECT_OPERATIONS
     parameters = sum(tensor.numel() for tensor in astuple(scene))
     moved = 4 * (3 * parameters + 3 * size * size * (channels + 2))
     inputs = [tensor.to(device) for tensor in astuple(scene)]
     ours, *others = BACKENDS.usable(device)
-    twin = BACKENDS.known[-1]
+    slow = BACKENDS.known[-1]
     return Case(
         f"splat {count} Gaussians, {size}x{size}, {channels} channels, forward + backward, "
         f"{ours.name} on {device}",
         ours=partial(step, inputs, ours.name, size),
-        twin=partial(step, inputs, twin.name, size),
+        twin=partial(step, inputs, slow.name, size),
         operations=operations,
         moved=moved,
-        peers={b.name: partial(step, inputs, b.name, size) for b in others if b is not twin},
+        peers={b.name: partial(step, inputs, b.name, size) for b in others if b is not slow},
     )
+
+
+def pair_operations(channels: int) -> int:
+    """The backward pass has twice as many products of features as the forward one."""
+    return FORWARD_OPERATIONS + BACKWARD_OPERATIONS + 6 * channels
+
+
+def composite_case(count: int, size: int, peer: Callable[..., list[Tensor]]) -> Case:
+    """Compositing alone, of what is projected once."""
+    *gaussians, K, w2c = astuple(shell(count, 3, 1, size))
+    scene = Scene(*gaussians, torch.zeros(3), K, w2c, size, size)
+    seen, given = project(scene), arguments(scene, project(scene))
+    theirs = peer(*given)[0]
+    difference = (theirs - native.composite(seen, scene)[0][0]).abs().mean()
+    if difference > 1e-3:
+        raise SystemExit(f"OpenSplat draws another picture: mean difference {difference:.1e}.")
+    threads = torch.get_num_threads()
+    pairs = drawn_pairs(shell(count, 3, 1, size), size)
+    return Case(
+        f"composite {count} Gaussians, {size}x{size}, 3 channels, forward + backward, native",
+        ours=partial(composite_step, native.composite, seen, scene, threads),
+        twin=partial(composite_step, twin.composite, seen, scene, threads),
+        operations=pairs * pair_operations(3),
+        moved=4 * (count * 2 * 11 + 6 * size * size * 5),
+        peers={
+            "OpenSplat": partial(peer, *given),
+            "ours on one core": partial(composite_step, native.composite, seen, scene, 1),
+        },
+    )
+
+
+def composite_step(
+    composite: Callable[[Projected, Scene], Planes], seen: Projected, scene: Scene, threads: int
+) -> None:
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    leaves = [t.detach().requires_grad_() for t in (seen.means2d, seen.conics)]
+    more = [t.detach().requires_grad_() for t in (scene.features, scene.opacities)]
+    flat = replace(seen, means2d=leaves[0], conics=leaves[1])
+    image, *_ = composite(flat, replace(scene, features=more[0], opacities=more[1]))
+    image.backward(torch.ones_like(image))
+    torch.set_num_threads(before)
 
 
 def step(inputs: list[Tensor], backend: str, size: int) -> None:

@@ -82,7 +82,7 @@ def operations(gaussians: int, size: int, crop: int) -> float:
     head = avatar_head(gaussians, CHANNELS)
     with torch.no_grad():
         pairs = splat.drawn_pairs(shell(gaussians, CHANNELS, 1, half), half)
-    per_view = pairs * (2 * splat.ALPHA_OPERATIONS + 6 * CHANNELS)
+    per_view = pairs * splat.pair_operations(CHANNELS)
     inner = crop // SCALE + 2 * MARGIN
     network = SuperResolution(CHANNELS, WIDTH)
     per_view += _counted(network, torch.rand(1, CHANNELS, inner, inner, requires_grad=True))
