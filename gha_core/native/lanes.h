@@ -39,11 +39,29 @@ GHA_INLINE F8 square_root(F8 a) {
     return a;
 }
 
+GHA_INLINE I8 load_indices(const uint16_t *from) {
+    typedef uint16_t U8 __attribute__((vector_size(2 * LANES)));
+    U8 lanes;
+    std::memcpy(&lanes, from, sizeof lanes);
+    return __builtin_convertvector(lanes, I8);
+}
+
+// Lane k is lane `of[k]` of a.
+GHA_INLINE F8 pick(F8 a, I8 of) {
+#if defined(__clang__)
+    F8 picked;
+    for (int k = 0; k < LANES; k++) picked[k] = a[of[k]];
+    return picked;
+#else
+    return __builtin_shuffle(a, of);
+#endif
+}
+
 // Sums of eight vectors' lanes, a tree each: lane k is the sum of parts[k].
-GHA_INLINE F8 sums(const F8 *parts) {
+GHA_INLINE F8 sums(const Register *parts) {
     F8 twos[4], fours[2];
     for (int k = 0; k < 4; k++) {
-        const F8 a = parts[2 * k], b = parts[2 * k + 1];
+        const F8 a = parts[2 * k].lanes, b = parts[2 * k + 1].lanes;
         twos[k] = __builtin_shufflevector(a, b, 0, 8, 2, 10, 4, 12, 6, 14) +
                   __builtin_shufflevector(a, b, 1, 9, 3, 11, 5, 13, 7, 15);
     }

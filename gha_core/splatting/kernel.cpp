@@ -57,15 +57,34 @@ struct alignas(64) Gaussian {
 // A Gaussian in a tile.
 struct Entry {
     int id;
-    uint32_t slot; // where this tile's part of its gradient goes, or ALONE
+    uint32_t slot;  // where this tile's part of its gradient goes, or ALONE
+    uint16_t taken; // how many of the tile's pixels take it
 };
 constexpr uint32_t ALONE = ~0u; // there is no other part: it goes to its place
+
+// Which pixels of a tile take the Gaussians of its entries, one entry after the other; for the
+// backward pass.
+struct Taken {
+    std::unique_ptr<uint16_t[]> pixel; // with a register's room beyond the last
+    std::unique_ptr<float[]> alpha, before;
+
+    void copy(const std::vector<uint16_t> &pixels, const std::vector<float> &alphas,
+              const std::vector<float> &befores, size_t count) {
+        pixel.reset(new uint16_t[count + LANES]);
+        alpha.reset(new float[count + LANES]);
+        before.reset(new float[count + LANES]);
+        std::copy_n(pixels.begin(), count + LANES, pixel.get());
+        std::copy_n(alphas.begin(), count + LANES, alpha.get());
+        std::copy_n(befores.begin(), count + LANES, before.get());
+    }
+};
 
 struct View {
     std::unique_ptr<Gaussian[]> gaussians;
     std::vector<int64_t> tile_begin;  // tile -> first entry; one more at the end
     std::vector<Entry> entries;       // per tile, near to far
     std::vector<uint32_t> slot_begin; // Gaussian -> first of its slots; one more at the end
+    std::vector<Taken> taken;         // per tile
 };
 
 struct Bins {
@@ -174,7 +193,7 @@ void fill_tiles(View &view, const Bins &bins) {
         const bool alone = slot == view.slot_begin[id + 1];
         for (int y = box.top; y <= box.bottom; y++)
             for (int x = box.left; x <= box.right; x++)
-                view.entries[next[y * bins.across + x]++] = {id, alone ? ALONE : slot++};
+                view.entries[next[y * bins.across + x]++] = {id, alone ? ALONE : slot++, 0};
     }
 }
 
@@ -189,6 +208,29 @@ GHA_INLINE F8 fast_exp(F8 x) {
     const F8 p = low + ff * ff * high;
     return p * F8((__builtin_convertvector(whole, I8) + 127) << 23);
 }
+
+// How to bring some of eight lanes to the front, for every choice of them.
+struct Packing {
+    alignas(16) uint16_t lanes[LANES];
+
+    GHA_INLINE F8 pack(F8 a) const { return pick(a, load_indices(lanes)); }
+    GHA_INLINE void store_indices(uint16_t *to, int first) const {
+        uint16_t indices[LANES];
+        for (int k = 0; k < LANES; k++) indices[k] = uint16_t(lanes[k] + first);
+        std::memcpy(to, indices, sizeof indices);
+    }
+};
+
+struct Packings {
+    Packing of[1 << LANES];
+
+    Packings() : of() {
+        for (int bits = 0; bits < 1 << LANES; bits++)
+            for (int k = 0, n = 0; k < LANES; k++)
+                if (bits >> k & 1) of[bits].lanes[n++] = uint16_t(k);
+    }
+};
+const Packings PACKINGS;
 
 // The pixels of a tile.
 struct Window {
@@ -239,27 +281,41 @@ GHA_INLINE int blocks_of(const Gaussian &g, const Window &window, Block *blocks)
     return count;
 }
 
-// Features of the Gaussians and how the kernel lays them out: with few channels (PLANES) one plane
-// of pixels per channel, else all channels of a pixel side by side, padded to full registers.
-struct Scene {
-    const float *features; // [N, C]
+// What is composited of a Gaussian: its features, depth and 1, padded to full registers.
+struct Features {
+    const float *values; // [N, channels]
     int channels, padded;
+
+    GHA_INLINE void load(size_t id, float depth, float *payload) const {
+        std::memcpy(payload, values + id * channels, size_t(channels) * sizeof(float));
+        payload[channels] = depth;
+        payload[channels + 1] = 1.0f;
+    }
 };
 
-// From the first of ROWS x LANES pixels to the one of bit k.
-GHA_INLINE int offset_of(int k) { return k % LANES + k / LANES * STRIDE; }
+int padded_size(int channels) { return (channels + 2 + LANES - 1) / LANES * LANES; }
 
 struct Scratch {
-    std::vector<float> image;   // [PIXELS, padded] or planes [C, PIXELS]: sums or gradients
-    std::vector<float> payload; // one Gaussian's features, or its gradient
-    std::vector<Register> grad; // and their gradient
+    std::vector<float> image;    // [PIXELS, padded] sums, or gradients
+    std::vector<float> payload;  // of one Gaussian, or the gradient with respect to all of it
+    std::vector<Register> grad;  // of its payload
     float transmittance[PIXELS]; // negative when the pixel is finished
-    float depth[PIXELS];         // sum, or gradient
-    float alpha[PIXELS];         // gradient
     float behind[PIXELS];        // gradient . what is still to come
+    // Pixels that take a Gaussian; with room for a tile and a register beyond the last.
+    std::vector<uint16_t> pixel;
+    std::vector<float> alpha, before;
 
-    explicit Scratch(int padded)
-        : image(size_t(PIXELS) * padded), payload(padded + GEOMETRY), grad(padded) {}
+    explicit Scratch(int padded) : image(size_t(PIXELS) * padded), payload(padded + GEOMETRY), grad(padded) {
+        make_room(0);
+    }
+
+    void make_room(size_t taken) {
+        if (taken + PIXELS + LANES <= pixel.size()) return;
+        const size_t room = 2 * (taken + PIXELS + LANES);
+        pixel.resize(room);
+        alpha.resize(room);
+        before.resize(room);
+    }
 
     void open(const Window &window) {
         std::fill_n(transmittance, PIXELS, -1.0f);
@@ -270,25 +326,24 @@ struct Scratch {
 
 // The columns of a block, and what is the same in all of its rows.
 struct Columns {
-    F8 dx;              // off the mean
     F8 square, product; // power = square + dy (product - c dy / 2)
 
-    GHA_INLINE Columns(const Gaussian &g, const Window &window, int column)
-        : dx(IOTA + (float(window.left + column) + 0.5f - g.x)), square(dx * dx * (-0.5f * g.a)),
-          product(dx * -g.b) {}
+    GHA_INLINE Columns(const Gaussian &g, float dx) {
+        const F8 x = IOTA + dx;
+        square = x * x * (-0.5f * g.a);
+        product = x * -g.b;
+    }
 };
 
 // LANES pixels of ROWS rows.
 struct Lanes {
-    F8 raw[ROWS];    // opacity exp(-q / 2)
-    F8 alpha[ROWS];  // the same, limited
+    F8 alpha[ROWS];  // limited opacity exp(-q / 2)
     F8 before[ROWS]; // transmittance in front of this Gaussian
-    F8 weight[ROWS]; // alpha * before, 0 where the pixel does not take this Gaussian
     I8 finished;     // how many of each column this Gaussian finishes, negative
     unsigned takers; // bits of the pixels that take it, row by row
 };
 
-// Composite one Gaussian into pixels whose transmittance is given, the first row dy off its mean.
+// Let one Gaussian into pixels whose transmittance is given, the first row dy off its mean.
 GHA_INLINE void advance(const Gaussian &g, const Columns &columns, float dy, float *transmittance,
                         Lanes &lanes) {
     lanes.finished = I8{};
@@ -297,99 +352,92 @@ GHA_INLINE void advance(const Gaussian &g, const Columns &columns, float dy, flo
         const float y = dy + float(h);
         const F8 power = columns.square + y * (columns.product - 0.5f * g.c * y);
         const F8 raw = g.opacity * fast_exp(maximum(minimum(power, splat(0.0f)), splat(-80.0f)));
-        const F8 alpha = raw >= MIN_ALPHA ? minimum(raw, splat(MAX_ALPHA)) : splat(0.0f);
+        const F8 alpha = minimum(raw, splat(MAX_ALPHA));
         const F8 before = load(transmittance + h * STRIDE);
         const F8 after = before * (1.0f - alpha); // negative where the pixel is finished
-        const I8 takes = after >= MIN_TRANSMITTANCE, open = before > 0.0f;
-        store(transmittance + h * STRIDE, takes ? after : (open ? -before : before));
-        const F8 weight = takes ? alpha * before : splat(0.0f);
-        lanes.raw[h] = raw;
+        const I8 touches = (raw >= MIN_ALPHA) & (before > 0.0f);
+        const I8 takes = touches & (after >= MIN_TRANSMITTANCE);
+        store(transmittance + h * STRIDE, takes ? after : (touches ? -before : before));
         lanes.alpha[h] = alpha;
         lanes.before[h] = before;
-        lanes.weight[h] = weight;
-        lanes.finished += open & ~takes;
-        takers |= (weight > 0.0f) & (I8{1, 2, 4, 8, 16, 32, 64, 128} << (LANES * h));
+        lanes.finished += touches & ~takes;
+        takers |= takes & (I8{1, 2, 4, 8, 16, 32, 64, 128} << (LANES * h));
     }
     lanes.takers = unsigned(total(takers));
 }
 
-// The features of a Gaussian, in place where they need no padding.
-GHA_INLINE const float *load_features(const Scene &scene, int id, int channels, int padded,
-                                      float *buffer) {
-    const float *const row = scene.features + size_t(id) * channels;
-    if (channels == padded) return row;
-    std::copy_n(row, channels, buffer);
-    std::fill_n(buffer + channels, padded - channels, 0.0f);
-    return buffer;
-}
-
 // The Gaussians come from all over memory: ask for those that are needed soon.
-GHA_INLINE void prefetch(const View &view, const Scene &scene, int64_t entry, int64_t end,
-                         int channels) {
+GHA_INLINE void prefetch(const View &view, const Features &features, int64_t entry, int64_t end) {
     if (entry + AHEAD >= end) return;
     const size_t id = size_t(view.entries[entry + AHEAD].id);
     __builtin_prefetch(&view.gaussians[id]);
-    for (int c = 0; c < channels; c += 16) __builtin_prefetch(scene.features + id * channels + c);
+    const float *const row = features.values + id * features.channels;
+    for (int c = 0; c < features.channels; c += 16) __builtin_prefetch(row + c);
 }
 
-// CHANNELS and PADDED are compile-time constants, or 0: then those of the scene.
-template <int CHANNELS, int PADDED, bool PLANES>
-GHA_INLINE void forward_tile(const Bins &bins, int v, int tile, const Scene &scene,
+// List the pixels of a tile that take a Gaussian, from `taken` on; returns where the list ends.
+GHA_INLINE size_t find_takers(const Gaussian &g, const Window &window, Scratch &scratch,
+                              size_t taken, int &live) {
+    I8 finished = {};
+    Block blocks[TILE_WIDTH / LANES + 1];
+    const int count = blocks_of(g, window, blocks);
+    for (int n = 0; n < count; n++) {
+        const int column = blocks[n].column;
+        const Columns columns(g, float(window.left + column) + 0.5f - g.x);
+        for (int r = blocks[n].first; r < blocks[n].last; r += ROWS) {
+            const int pixel = r * STRIDE + column;
+            Lanes lanes;
+            advance(g, columns, float(window.top + r) + 0.5f - g.y, scratch.transmittance + pixel,
+                    lanes);
+            finished += lanes.finished;
+            if (!lanes.takers) continue;
+            for (int h = 0; h < ROWS; h++) {
+                const unsigned bits = lanes.takers >> (LANES * h) & 255u;
+                const Packing &packing = PACKINGS.of[bits];
+                packing.store_indices(scratch.pixel.data() + taken, pixel + h * STRIDE);
+                store(scratch.alpha.data() + taken, packing.pack(lanes.alpha[h]));
+                store(scratch.before.data() + taken, packing.pack(lanes.before[h]));
+                taken += size_t(__builtin_popcount(bits));
+            }
+        }
+    }
+    live += total(finished);
+    return taken;
+}
+
+// BLOCKS registers of payload; a compile-time constant, or 0: then as many as the scene's.
+template <int BLOCKS>
+GHA_INLINE void forward_tile(Bins &bins, int v, int tile, const Features &features,
                              const float *background, float *image, float *alpha_image,
-                             float *depth_image, Scratch &scratch) {
-    const int channels = CHANNELS ? CHANNELS : scene.channels;
-    const int padded = PADDED ? PADDED : scene.padded;
-    const View &view = bins.view[v];
+                             float *depth_image, bool keep, Scratch &scratch) {
+    const int blocks = BLOCKS ? BLOCKS : features.padded / LANES, padded = blocks * LANES;
+    View &view = bins.view[v];
     const Window window = window_of(bins, tile);
     float *const sums = scratch.image.data();
     std::fill(scratch.image.begin(), scratch.image.end(), 0.0f);
-    std::fill_n(scratch.depth, PIXELS, 0.0f);
     scratch.open(window);
 
     int live = window.columns * window.rows;
+    size_t taken = 0;
     const int64_t end = view.tile_begin[tile + 1];
     for (int64_t e = view.tile_begin[tile]; e < end && live; e++) {
-        prefetch(view, scene, e, end, channels);
-        const Entry entry = view.entries[e];
+        prefetch(view, features, e, end);
+        Entry &entry = view.entries[e];
         const Gaussian g = view.gaussians[entry.id];
-        const float *const features =
-            load_features(scene, entry.id, channels, padded, scratch.payload.data());
-        I8 finished = {};
-        Block blocks[TILE_WIDTH / LANES + 1];
-        const int count = blocks_of(g, window, blocks);
-        for (int n = 0; n < count; n++) {
-            const Columns columns(g, window, blocks[n].column);
-            for (int r = blocks[n].first; r < blocks[n].last; r += ROWS) {
-                const int pixel = r * STRIDE + blocks[n].column;
-                Lanes lanes;
-                advance(g, columns, float(window.top + r) + 0.5f - g.y,
-                        scratch.transmittance + pixel, lanes);
-                finished += lanes.finished;
-                if (!lanes.takers) continue;
-                for (int h = 0; h < ROWS; h++) {
-                    float *const depth = scratch.depth + pixel + h * STRIDE;
-                    store(depth, load(depth) + lanes.weight[h] * g.depth);
-                }
-                if constexpr (PLANES) {
-                    for (int c = 0; c < channels; c++)
-                        for (int h = 0; h < ROWS; h++) {
-                            float *const sum = sums + c * PIXELS + pixel + h * STRIDE;
-                            store(sum, load(sum) + lanes.weight[h] * features[c]);
-                        }
-                } else {
-                    float weight[ROWS * LANES];
-                    for (int h = 0; h < ROWS; h++) store(weight + h * LANES, lanes.weight[h]);
-                    for (unsigned left = lanes.takers; left; left &= left - 1) {
-                        const int k = __builtin_ctz(left);
-                        float *const sum = sums + size_t(pixel + offset_of(k)) * padded;
-                        for (int c = 0; c < padded; c += LANES)
-                            store(sum + c, load(sum + c) + weight[k] * load(features + c));
-                    }
-                }
-            }
+        float *const payload = scratch.payload.data();
+        features.load(size_t(entry.id), g.depth, payload);
+        const size_t first = keep ? taken : 0;
+        scratch.make_room(first);
+        taken = find_takers(g, window, scratch, first, live);
+        entry.taken = uint16_t(taken - first);
+        for (size_t t = first; t < taken; t++) {
+            float *const sum = sums + size_t(scratch.pixel[t]) * padded;
+            const float weight = scratch.alpha[t] * scratch.before[t];
+            for (int b = 0; b < blocks; b++)
+                store(sum + b * LANES, load(sum + b * LANES) + weight * load(payload + b * LANES));
         }
-        live += total(finished);
     }
+    if (keep) view.taken[tile].copy(scratch.pixel, scratch.alpha, scratch.before, taken);
 
     for (int r = 0; r < window.rows; r++)
         for (int x = 0; x < window.columns; x++) {
@@ -397,12 +445,11 @@ GHA_INLINE void forward_tile(const Bins &bins, int v, int tile, const Scene &sce
                 (size_t(v) * bins.height + window.top + r) * bins.width + window.left + x;
             const int pixel = r * STRIDE + x;
             const float through = std::fabs(scratch.transmittance[pixel]);
-            float *const out = image + to * channels;
-            for (int c = 0; c < channels; c++)
-                out[c] = sums[PLANES ? c * PIXELS + pixel : pixel * padded + c] +
-                         through * background[c];
+            const float *const sum = sums + size_t(pixel) * padded;
+            float *const out = image + to * features.channels;
+            for (int c = 0; c < features.channels; c++) out[c] = sum[c] + through * background[c];
             alpha_image[to] = 1.0f - through;
-            depth_image[to] = scratch.depth[pixel];
+            depth_image[to] = sum[features.channels];
         }
 }
 
@@ -414,14 +461,14 @@ struct Images {
 struct Gradients {
     float *means2d, *conics, *depths, *opacities, *features;
 
-    // A row: features, then x y a b c opacity depth.
-    GHA_INLINE void put(size_t id, const float *row, int channels, int padded) const {
-        std::copy_n(row, channels, features + id * channels);
-        const float *const geometry = row + padded;
-        std::copy_n(geometry, 2, means2d + id * 2);
-        std::copy_n(geometry + 2, 3, conics + id * 3);
+    // A row: payload, then x y a b c opacity.
+    GHA_INLINE void put(size_t id, const float *row, const Features &like) const {
+        std::memcpy(features + id * like.channels, row, size_t(like.channels) * sizeof(float));
+        depths[id] = row[like.channels];
+        const float *const geometry = row + like.padded;
+        for (int k = 0; k < 2; k++) means2d[id * 2 + k] = geometry[k];
+        for (int k = 0; k < 3; k++) conics[id * 3 + k] = geometry[2 + k];
         opacities[id] = geometry[5];
-        depths[id] = geometry[6];
     }
 };
 
@@ -431,168 +478,137 @@ struct Sink {
     uint8_t *touched;    // [slots]; where not, there is no row
 };
 
-// With s_j = gradient . features_j (and likewise depth and alpha), L's derivative by alpha_i is
+// With s_j = gradient . payload_j, L's derivative by alpha_i is
 //   T_i s_i - (sum over j behind i of w_j s_j + T_end gradient . background) / (1 - alpha_i),
 // and the bracket is what remains of gradient . output after i, so one pass from near to far does.
-template <int CHANNELS, int PADDED, bool PLANES>
-GHA_INLINE void backward_tile(const Bins &bins, int v, int tile, const Scene &scene,
+template <int BLOCKS>
+GHA_INLINE void backward_tile(const Bins &bins, int v, int tile, const Features &features,
                               const Images &out, const Images &gradient, const Sink &sink,
                               Scratch &scratch) {
-    const int channels = CHANNELS ? CHANNELS : scene.channels;
-    const int padded = PADDED ? PADDED : scene.padded;
+    const int blocks = BLOCKS ? BLOCKS : features.padded / LANES, padded = blocks * LANES;
+    const int channels = features.channels;
     const View &view = bins.view[v];
     const Window window = window_of(bins, tile);
     const int64_t end = view.tile_begin[tile + 1];
     if (view.tile_begin[tile] == end) return;
 
     float *const gradients = scratch.image.data();
-    std::fill(scratch.image.begin(), scratch.image.end(), 0.0f);
-    scratch.open(window);
-    for (float *plane : {scratch.depth, scratch.alpha, scratch.behind})
-        std::fill_n(plane, PIXELS, 0.0f);
     for (int r = 0; r < window.rows; r++)
         for (int x = 0; x < window.columns; x++) {
             const int pixel = r * STRIDE + x;
             const size_t at =
                 (size_t(v) * bins.height + window.top + r) * bins.width + window.left + x;
             float sum = gradient.depth[at] * out.depth[at] + gradient.alpha[at] * out.alpha[at];
+            float *const row = gradients + size_t(pixel) * padded;
 #pragma omp simd reduction(+ : sum)
             for (int c = 0; c < channels; c++) {
-                const float grad = gradient.image[at * channels + c];
-                gradients[PLANES ? c * PIXELS + pixel : pixel * padded + c] = grad;
-                sum += grad * out.image[at * channels + c];
+                row[c] = gradient.image[at * channels + c];
+                sum += row[c] * out.image[at * channels + c];
             }
-            scratch.depth[pixel] = gradient.depth[at];
-            scratch.alpha[pixel] = gradient.alpha[at];
+            row[channels] = gradient.depth[at];
+            row[channels + 1] = gradient.alpha[at];
+            for (int c = channels + 2; c < padded; c++) row[c] = 0.0f;
             scratch.behind[pixel] = sum;
         }
 
-    constexpr int BLOCKS = PLANES ? CHANNELS : PADDED / LANES;
-    const int blocks = CHANNELS ? BLOCKS : padded / LANES;
-    F8 dots[ROWS * LANES] = {}; // of each pixel, by channel modulo LANES
-    int live = window.columns * window.rows;
-    for (int64_t e = view.tile_begin[tile]; e < end && live; e++) {
-        prefetch(view, scene, e, end, channels);
+    const Taken &taken = view.taken[tile];
+    const uint16_t *pixel = taken.pixel.get();
+    const float *alpha = taken.alpha.get(), *before = taken.before.get();
+    Register dots[LANES] = {}; // of each pixel, by channel modulo LANES
+    for (int64_t e = view.tile_begin[tile]; e < end; e++) {
+        prefetch(view, features, e, end);
         const Entry entry = view.entries[e];
+        if (entry.slot != ALONE && !(sink.touched[entry.slot] = entry.taken > 0)) continue;
         const Gaussian g = view.gaussians[entry.id];
-        const float *const features =
-            load_features(scene, entry.id, channels, padded, scratch.payload.data());
-        float *row = scratch.payload.data();
+        float *const payload = scratch.payload.data();
+        features.load(size_t(entry.id), g.depth, payload);
+        float *row = payload;
         if (entry.slot != ALONE) {
             row = sink.rows + size_t(entry.slot) * (padded + GEOMETRY);
             for (int c = 0; c < padded + GEOMETRY; c += 16) __builtin_prefetch(row + c, 1);
         }
-        Register fixed[CHANNELS ? BLOCKS : 1] = {};
-        Register *const feature_grad = CHANNELS ? fixed : scratch.grad.data();
-        if (!CHANNELS) std::fill_n(feature_grad, blocks, Register{});
+        Register fixed[BLOCKS ? BLOCKS : 1] = {};
+        Register *const payload_grad = BLOCKS ? fixed : scratch.grad.data();
+        if (!BLOCKS) std::fill_n(payload_grad, blocks, Register{});
         // Moments of dL/dpower over the offsets from the mean.
-        F8 m0 = {}, mx = {}, my = {}, mxx = {}, mxy = {}, myy = {}, depth_grad = {};
-        I8 finished = {};
-        bool drawn = false;
-        Block places[TILE_WIDTH / LANES + 1];
-        const int count = blocks_of(g, window, places);
-        for (int n = 0; n < count; n++) {
-            const Columns columns(g, window, places[n].column);
-            for (int r = places[n].first; r < places[n].last; r += ROWS) {
-                const int pixel = r * STRIDE + places[n].column;
-                const float dy = float(window.top + r) + 0.5f - g.y;
-                Lanes lanes;
-                advance(g, columns, dy, scratch.transmittance + pixel, lanes);
-                finished += lanes.finished;
-                if (!lanes.takers) continue;
-                drawn = true;
-                F8 along[ROWS] = {};
-                if constexpr (PLANES) {
-                    for (int c = 0; c < channels; c++)
-                        for (int h = 0; h < ROWS; h++) {
-                            const F8 grad = load(gradients + c * PIXELS + pixel + h * STRIDE);
-                            along[h] += grad * features[c];
-                            feature_grad[c].lanes += lanes.weight[h] * grad;
-                        }
-                } else {
-                    float weight[ROWS * LANES];
-                    for (int h = 0; h < ROWS; h++) store(weight + h * LANES, lanes.weight[h]);
-                    for (unsigned left = lanes.takers; left; left &= left - 1) {
-                        const int k = __builtin_ctz(left);
-                        const float *const grad = gradients + size_t(pixel + offset_of(k)) * padded;
-                        F8 dot = {};
-                        for (int b = 0; b < blocks; b++) {
-                            const F8 part = load(grad + b * LANES);
-                            dot += part * load(features + b * LANES);
-                            feature_grad[b].lanes += weight[k] * part;
-                        }
-                        dots[k] = dot;
-                    }
-                    for (int h = 0; h < ROWS; h++)
-                        along[h] = lanes.weight[h] > 0.0f ? sums(dots + h * LANES) : splat(0.0f);
+        F8 m0 = {}, mx = {}, my = {}, mxx = {}, mxy = {}, myy = {};
+        const float left = float(window.left) + 0.5f - g.x, top = float(window.top) + 0.5f - g.y;
+        for (int t = 0; t < entry.taken; t += LANES) {
+            const int count = std::min(LANES, entry.taken - t);
+            for (int k = 0; k < count; k++) {
+                const float *const grad = gradients + size_t(pixel[t + k]) * padded;
+                const float weight = alpha[t + k] * before[t + k];
+                F8 dot = {};
+                for (int b = 0; b < blocks; b++) {
+                    const F8 part = load(grad + b * LANES);
+                    dot += part * load(payload + b * LANES);
+                    payload_grad[b].lanes += weight * part;
                 }
-                for (int h = 0; h < ROWS; h++) {
-                    const int at = pixel + h * STRIDE;
-                    const float y = dy + float(h);
-                    const F8 depth = load(scratch.depth + at);
-                    const F8 whole = along[h] + load(scratch.alpha + at) + depth * g.depth;
-                    const F8 weight = lanes.weight[h], alpha = lanes.alpha[h];
-                    const F8 behind = load(scratch.behind + at) - weight * whole;
-                    store(scratch.behind + at, behind);
-                    depth_grad += weight * depth;
-                    const F8 by_alpha = lanes.before[h] * whole - behind / (1.0f - alpha);
-                    const I8 moves = (weight > 0.0f) & (lanes.raw[h] < MAX_ALPHA);
-                    const F8 p = moves ? by_alpha * alpha : splat(0.0f), px = p * columns.dx;
-                    m0 += p;
-                    mx += px;
-                    my += p * y;
-                    mxx += px * columns.dx;
-                    mxy += px * y;
-                    myy += p * (y * y);
-                }
+                dots[k].lanes = dot;
             }
+            const F8 along = sums(dots);
+            const I8 index = load_indices(pixel + t);
+            F8 rest = {};
+            for (int k = 0; k < count; k++) {
+                float &behind = scratch.behind[index[k]];
+                behind -= alpha[t + k] * before[t + k] * along[k];
+                rest[k] = behind;
+            }
+            const F8 a = load(alpha + t);
+            const F8 by_alpha = load(before + t) * along - rest / (1.0f - a);
+            const I8 moves = (a < MAX_ALPHA) & (IOTA < float(count));
+            const F8 p = moves ? by_alpha * a : splat(0.0f);
+            const F8 at = __builtin_convertvector(index, F8);
+            const F8 r = __builtin_convertvector(
+                __builtin_convertvector((at + 0.5f) * (1.0f / STRIDE), I8), F8);
+            const F8 dx = at - r * float(STRIDE) + left, dy = r + top;
+            const F8 px = p * dx, py = p * dy;
+            m0 += p;
+            mx += px;
+            my += py;
+            mxx += px * dx;
+            mxy += px * dy;
+            myy += py * dy;
         }
-        live += total(finished);
-        if (entry.slot != ALONE && !(sink.touched[entry.slot] = drawn)) continue;
+        pixel += entry.taken;
+        alpha += entry.taken;
+        before += entry.taken;
         // power = -(a dx² + c dy²) / 2 - b dx dy, and dx = pixel - mean.
-        const F8 moments[LANES] = {mx, my, mxx, mxy, myy, m0, depth_grad};
+        const Register moments[LANES] = {{mx}, {my}, {mxx}, {mxy}, {myy}, {m0}};
         const F8 sum = sums(moments);
         const F8 geometry = {g.a * sum[0] + g.b * sum[1],
                              g.b * sum[0] + g.c * sum[1],
                              -0.5f * sum[2],
                              -sum[3],
                              -0.5f * sum[4],
-                             sum[5] / g.opacity,
-                             sum[6]};
-        if constexpr (PLANES)
-            for (int c = 0; c < channels; c++) row[c] = total(feature_grad[c].lanes);
-        else
-            for (int b = 0; b < blocks; b++) store(row + b * LANES, feature_grad[b].lanes);
+                             sum[5] / g.opacity};
+        for (int b = 0; b < blocks; b++) store(row + b * LANES, payload_grad[b].lanes);
         store(row + padded, geometry);
-        if (entry.slot == ALONE) sink.gradients.put(entry.id, row, channels, padded);
+        if (entry.slot == ALONE) sink.gradients.put(size_t(entry.id), row, features);
     }
 }
 
-#define GHA_SPECIALISE(NAME, CHANNELS, PADDED, PLANES)                                             \
-    GHA_MULTIVERSION void forward_##NAME(const Bins &bins, int v, int tile, const Scene &scene,    \
-                                         const float *background, float *image, float *alpha,      \
-                                         float *depth, Scratch &scratch) {                         \
-        forward_tile<CHANNELS, PADDED, PLANES>(bins, v, tile, scene, background, image, alpha,     \
-                                               depth, scratch);                                    \
+#define GHA_SPECIALISE(NAME, BLOCKS)                                                               \
+    GHA_MULTIVERSION void forward_##NAME(                                                          \
+        Bins &bins, int v, int tile, const Features &features, const float *background,            \
+        float *image, float *alpha, float *depth, bool keep, Scratch &scratch) {                   \
+        forward_tile<BLOCKS>(bins, v, tile, features, background, image, alpha, depth, keep,       \
+                             scratch);                                                             \
     }                                                                                              \
-    GHA_MULTIVERSION void backward_##NAME(const Bins &bins, int v, int tile, const Scene &scene,   \
-                                          const Images &out, const Images &gradient,               \
-                                          const Sink &sink, Scratch &scratch) {                    \
-        backward_tile<CHANNELS, PADDED, PLANES>(bins, v, tile, scene, out, gradient, sink,         \
-                                                scratch);                                          \
+    GHA_MULTIVERSION void backward_##NAME(const Bins &bins, int v, int tile,                       \
+                                          const Features &features, const Images &out,             \
+                                          const Images &gradient, const Sink &sink,                \
+                                          Scratch &scratch) {                                      \
+        backward_tile<BLOCKS>(bins, v, tile, features, out, gradient, sink, scratch);              \
     }
 } // namespace
 
 // Not in the anonymous namespace: target_clones needs linkage.
-GHA_SPECIALISE(splat_3, 3, 3, true)
-GHA_SPECIALISE(splat_32, 32, 32, false)
-GHA_SPECIALISE(splat_any, 0, 0, false)
+GHA_SPECIALISE(splat_3, 1)
+GHA_SPECIALISE(splat_32, 5)
+GHA_SPECIALISE(splat_any, 0)
 
 namespace {
-
-int padded_size(int channels) {
-    return channels == 3 ? 3 : (channels + LANES - 1) / LANES * LANES;
-}
 
 using In1 = Array<const float, nb::ndim<1>>;
 using In2 = Array<const float, nb::ndim<2>>;
@@ -620,7 +636,7 @@ template <typename F> void in_parallel(int count, int threads, const F &f) {
 
 Bins *splat_forward(In3 means2d, In3 conics, In2 depths, Array<const bool, nb::ndim<2>> visible,
                     In1 opacities, In2 features, In1 background, Out4 image, Out3 alpha,
-                    Out3 depth, int threads) {
+                    Out3 depth, bool keep, int threads) {
     auto bins = std::make_unique<Bins>();
     bins->views = int(depths.shape(0));
     bins->count = int(depths.shape(1));
@@ -630,7 +646,7 @@ Bins *splat_forward(In3 means2d, In3 conics, In2 depths, Array<const bool, nb::n
     bins->down = (bins->height + TILE_HEIGHT - 1) / TILE_HEIGHT;
     bins->view.resize(bins->views);
     const int channels = int(features.shape(1));
-    const Scene scene{features.data(), channels, padded_size(channels)};
+    const Features values{features.data(), channels, padded_size(channels)};
     const auto run = channels == 3    ? forward_splat_3
                      : channels == 32 ? forward_splat_32
                                       : forward_splat_any;
@@ -653,13 +669,14 @@ Bins *splat_forward(In3 means2d, In3 conics, In2 depths, Array<const bool, nb::n
     if (total >= MOST_ENTRIES)
         throw std::length_error(std::to_string(total) + " intersections of Gaussians and tiles");
     in_parallel(bins->views, threads, [&](int v) { fill_tiles(bins->view[v], *bins); });
+    for (View &view : bins->view) view.taken.resize(keep ? tiles : 0);
 #pragma omp parallel num_threads(threads)
     {
-        Scratch scratch(scene.padded);
+        Scratch scratch(values.padded);
 #pragma omp for schedule(dynamic)
         for (int job = 0; job < jobs; job++)
-            run(*bins, job / tiles, job % tiles, scene, background.data(), image.data(),
-                alpha.data(), depth.data(), scratch);
+            run(*bins, job / tiles, job % tiles, values, background.data(), image.data(),
+                alpha.data(), depth.data(), keep, scratch);
     }
     return bins.release();
 }
@@ -669,14 +686,14 @@ void splat_backward(const Bins &bins, In2 features, In4 image, In3 alpha, In3 de
                     Out3 grad_conics, Out2 grad_depths, Out1 grad_opacities, Out2 grad_features,
                     int threads) {
     const int channels = int(features.shape(1));
-    const Scene scene{features.data(), channels, padded_size(channels)};
+    const Features values{features.data(), channels, padded_size(channels)};
     const Images out{image.data(), alpha.data(), depth.data()};
     const Images gradient{grad_image.data(), grad_alpha.data(), grad_depth.data()};
     const auto run = channels == 3    ? backward_splat_3
                      : channels == 32 ? backward_splat_32
                                       : backward_splat_any;
     const int tiles = bins.across * bins.down, jobs = tiles * bins.views;
-    const size_t size = scene.padded + GEOMETRY, count = size_t(bins.count);
+    const size_t size = values.padded + GEOMETRY, count = size_t(bins.count);
     const auto gradients_of = [&](size_t v) {
         return Gradients{grad_means2d.data() + v * count * 2, grad_conics.data() + v * count * 3,
                          grad_depths.data() + v * count, grad_opacities.data(),
@@ -695,11 +712,11 @@ void splat_backward(const Bins &bins, In2 features, In4 image, In3 alpha, In3 de
     }
 #pragma omp parallel num_threads(threads)
     {
-        Scratch scratch(scene.padded);
+        Scratch scratch(values.padded);
 #pragma omp for schedule(dynamic)
         for (int job = 0; job < jobs; job++) {
             const int v = job / tiles;
-            run(bins, v, job % tiles, scene, out, gradient, sinks[v], scratch);
+            run(bins, v, job % tiles, values, out, gradient, sinks[v], scratch);
         }
     }
     // Each Gaussian sums its rows in the order of views and tiles.
@@ -718,10 +735,10 @@ void splat_backward(const Bins &bins, In2 features, In4 image, In3 alpha, In3 de
                     for (size_t c = 0; c < size; c++) sum[c] += row[c];
                 }
                 // Features and opacity are those of all views.
-                for (int c = 0; c < scene.padded; c++) shared[c] = sum[c] += shared[c];
-                float &opacity = sum[scene.padded + 5];
-                shared[scene.padded + 5] = opacity += shared[scene.padded + 5];
-                sinks[v].gradients.put(i, sum.data(), channels, scene.padded);
+                for (int c = 0; c < channels; c++) shared[c] = sum[c] += shared[c];
+                float &opacity = sum[values.padded + 5];
+                shared[values.padded + 5] = opacity += shared[values.padded + 5];
+                sinks[v].gradients.put(i, sum.data(), values);
             }
         }
     });
@@ -734,8 +751,8 @@ void bind_splatting(nb::module_ &m) {
     nb::set_leak_warnings(false);
     nb::class_<Bins>(m, "SplatBins", "Per view: Gaussians by depth, and the tiles they touch.");
     m.def("splat_forward", &splat_forward, nb::rv_policy::take_ownership,
-          "Composite V views into image, alpha, depth (written in place); returns the bins that "
-          "the backward pass needs. Called by gha_core/splatting/native.py only.");
+          "Composite V views into image, alpha, depth (written in place); returns what the backward "
+          "pass needs, if it is to be kept. Called by gha_core/splatting/native.py only.");
     m.def("splat_backward", &splat_backward,
           "Gradients of splat_forward, written in place into the last five arrays.");
 }

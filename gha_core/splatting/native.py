@@ -125,7 +125,9 @@ class _Composite(torch.autograd.Function):
         image = means2d.new_empty(views, height, width, channels)
         alpha = means2d.new_empty(views, height, width)
         depth = means2d.new_empty(views, height, width)
-        ctx.bins = splat_forward(*_arrays(*inputs), *_arrays(image, alpha, depth), _threads())
+        keep = any(ctx.needs_input_grad)
+        planes = _arrays(image, alpha, depth)
+        ctx.bins = splat_forward(*_arrays(*inputs), *planes, keep, _threads())
         ctx.save_for_backward(*inputs, image, alpha, depth)
         return image, alpha, depth
 
