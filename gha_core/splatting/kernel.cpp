@@ -67,9 +67,11 @@ constexpr uint32_t ALONE = ~0u; // there is no other part: it goes to its place
 struct Taken {
     std::unique_ptr<uint16_t[]> pixel; // with a register's room beyond the last
     std::unique_ptr<float[]> alpha, before;
+    size_t count = 0;
 
     void copy(const std::vector<uint16_t> &pixels, const std::vector<float> &alphas,
-              const std::vector<float> &befores, size_t count) {
+              const std::vector<float> &befores, size_t length) {
+        count = length;
         pixel.reset(new uint16_t[count + LANES]);
         alpha.reset(new float[count + LANES]);
         before.reset(new float[count + LANES]);
@@ -286,14 +288,17 @@ struct Features {
     const float *values; // [N, channels]
     int channels, padded;
 
-    GHA_INLINE void load(size_t id, float depth, float *payload) const {
-        std::memcpy(payload, values + id * channels, size_t(channels) * sizeof(float));
-        payload[channels] = depth;
-        payload[channels + 1] = 1.0f;
-    }
 };
 
-int padded_size(int channels) { return (channels + 2 + LANES - 1) / LANES * LANES; }
+constexpr int padded_size(int channels) { return (channels + 2 + LANES - 1) / LANES * LANES; }
+
+GHA_INLINE void load_payload(const Features &features, int channels, int id, float depth,
+                             float *payload) {
+    const float *const row = features.values + size_t(id) * channels;
+    for (int c = 0; c < channels; c++) payload[c] = row[c];
+    payload[channels] = depth;
+    payload[channels + 1] = 1.0f;
+}
 
 struct Scratch {
     std::vector<float> image;    // [PIXELS, padded] sums, or gradients
@@ -367,11 +372,9 @@ GHA_INLINE void advance(const Gaussian &g, const Columns &columns, float dy, flo
 }
 
 // The Gaussians come from all over memory: ask for those that are needed soon.
-GHA_INLINE void prefetch(const View &view, const Features &features, int64_t entry, int64_t end) {
-    if (entry + AHEAD >= end) return;
-    const size_t id = size_t(view.entries[entry + AHEAD].id);
+GHA_INLINE void prefetch(const View &view, const Features &features, int id) {
     __builtin_prefetch(&view.gaussians[id]);
-    const float *const row = features.values + id * features.channels;
+    const float *const row = features.values + size_t(id) * features.channels;
     for (int c = 0; c < features.channels; c += 16) __builtin_prefetch(row + c);
 }
 
@@ -405,12 +408,13 @@ GHA_INLINE size_t find_takers(const Gaussian &g, const Window &window, Scratch &
     return taken;
 }
 
-// BLOCKS registers of payload; a compile-time constant, or 0: then as many as the scene's.
-template <int BLOCKS>
+// CHANNELS of features; a compile-time constant, or 0: then as many as there are.
+template <int CHANNELS>
 GHA_INLINE void forward_tile(Bins &bins, int v, int tile, const Features &features,
                              const float *background, float *image, float *alpha_image,
                              float *depth_image, bool keep, Scratch &scratch) {
-    const int blocks = BLOCKS ? BLOCKS : features.padded / LANES, padded = blocks * LANES;
+    const int channels = CHANNELS ? CHANNELS : features.channels;
+    const int padded = padded_size(channels), blocks = padded / LANES;
     View &view = bins.view[v];
     const Window window = window_of(bins, tile);
     float *const sums = scratch.image.data();
@@ -421,18 +425,20 @@ GHA_INLINE void forward_tile(Bins &bins, int v, int tile, const Features &featur
     size_t taken = 0;
     const int64_t end = view.tile_begin[tile + 1];
     for (int64_t e = view.tile_begin[tile]; e < end && live; e++) {
-        prefetch(view, features, e, end);
+        if (e + AHEAD < end) prefetch(view, features, view.entries[e + AHEAD].id);
         Entry &entry = view.entries[e];
         const Gaussian g = view.gaussians[entry.id];
         float *const payload = scratch.payload.data();
-        features.load(size_t(entry.id), g.depth, payload);
+        load_payload(features, channels, entry.id, g.depth, payload);
         const size_t first = keep ? taken : 0;
         scratch.make_room(first);
         taken = find_takers(g, window, scratch, first, live);
         entry.taken = uint16_t(taken - first);
+        const uint16_t *const pixel = scratch.pixel.data();
+        const float *const alpha = scratch.alpha.data(), *const before = scratch.before.data();
         for (size_t t = first; t < taken; t++) {
-            float *const sum = sums + size_t(scratch.pixel[t]) * padded;
-            const float weight = scratch.alpha[t] * scratch.before[t];
+            float *const sum = sums + size_t(pixel[t]) * padded;
+            const float weight = alpha[t] * before[t];
             for (int b = 0; b < blocks; b++)
                 store(sum + b * LANES, load(sum + b * LANES) + weight * load(payload + b * LANES));
         }
@@ -446,15 +452,22 @@ GHA_INLINE void forward_tile(Bins &bins, int v, int tile, const Features &featur
             const int pixel = r * STRIDE + x;
             const float through = std::fabs(scratch.transmittance[pixel]);
             const float *const sum = sums + size_t(pixel) * padded;
-            float *const out = image + to * features.channels;
-            for (int c = 0; c < features.channels; c++) out[c] = sum[c] + through * background[c];
+            float *const out = image + to * channels;
+            for (int c = 0; c < channels; c++) out[c] = sum[c] + through * background[c];
             alpha_image[to] = 1.0f - through;
-            depth_image[to] = sum[features.channels];
+            depth_image[to] = sum[channels];
         }
 }
 
 struct Images {
     const float *image, *alpha, *depth;
+};
+
+// What the backward pass is given.
+struct Backward {
+    const float *covered; // the alpha image
+    const float *background;
+    Images gradient;
 };
 
 // Where the gradients of a view's Gaussians go.
@@ -479,18 +492,17 @@ struct Sink {
 };
 
 // With s_j = gradient . payload_j, L's derivative by alpha_i is
-//   T_i s_i - (sum over j behind i of w_j s_j + T_end gradient . background) / (1 - alpha_i),
-// and the bracket is what remains of gradient . output after i, so one pass from near to far does.
-template <int BLOCKS>
+//   T_i s_i - (sum over j behind i of w_j s_j + T_end gradient . background) / (1 - alpha_i);
+// from far to near the bracket is a running sum.
+template <int CHANNELS>
 GHA_INLINE void backward_tile(const Bins &bins, int v, int tile, const Features &features,
-                              const Images &out, const Images &gradient, const Sink &sink,
-                              Scratch &scratch) {
-    const int blocks = BLOCKS ? BLOCKS : features.padded / LANES, padded = blocks * LANES;
-    const int channels = features.channels;
+                              const Backward &in, const Sink &sink, Scratch &scratch) {
+    const int channels = CHANNELS ? CHANNELS : features.channels;
+    const int padded = padded_size(channels), blocks = padded / LANES;
     const View &view = bins.view[v];
     const Window window = window_of(bins, tile);
-    const int64_t end = view.tile_begin[tile + 1];
-    if (view.tile_begin[tile] == end) return;
+    const int64_t begin = view.tile_begin[tile], end = view.tile_begin[tile + 1];
+    if (begin == end) return;
 
     float *const gradients = scratch.image.data();
     for (int r = 0; r < window.rows; r++)
@@ -498,38 +510,42 @@ GHA_INLINE void backward_tile(const Bins &bins, int v, int tile, const Features 
             const int pixel = r * STRIDE + x;
             const size_t at =
                 (size_t(v) * bins.height + window.top + r) * bins.width + window.left + x;
-            float sum = gradient.depth[at] * out.depth[at] + gradient.alpha[at] * out.alpha[at];
             float *const row = gradients + size_t(pixel) * padded;
-#pragma omp simd reduction(+ : sum)
+            float shining = 0.0f;
+#pragma omp simd reduction(+ : shining)
             for (int c = 0; c < channels; c++) {
-                row[c] = gradient.image[at * channels + c];
-                sum += row[c] * out.image[at * channels + c];
+                row[c] = in.gradient.image[at * channels + c];
+                shining += row[c] * in.background[c];
             }
-            row[channels] = gradient.depth[at];
-            row[channels + 1] = gradient.alpha[at];
+            row[channels] = in.gradient.depth[at];
+            row[channels + 1] = in.gradient.alpha[at];
             for (int c = channels + 2; c < padded; c++) row[c] = 0.0f;
-            scratch.behind[pixel] = sum;
+            scratch.behind[pixel] = (1.0f - in.covered[at]) * shining;
         }
 
     const Taken &taken = view.taken[tile];
-    const uint16_t *pixel = taken.pixel.get();
-    const float *alpha = taken.alpha.get(), *before = taken.before.get();
+    const uint16_t *pixel = taken.pixel.get() + taken.count;
+    const float *alpha = taken.alpha.get() + taken.count;
+    const float *before = taken.before.get() + taken.count;
     Register dots[LANES] = {}; // of each pixel, by channel modulo LANES
-    for (int64_t e = view.tile_begin[tile]; e < end; e++) {
-        prefetch(view, features, e, end);
+    for (int64_t e = end - 1; e >= begin; e--) {
+        if (e - AHEAD >= begin) prefetch(view, features, view.entries[e - AHEAD].id);
         const Entry entry = view.entries[e];
+        pixel -= entry.taken;
+        alpha -= entry.taken;
+        before -= entry.taken;
         if (entry.slot != ALONE && !(sink.touched[entry.slot] = entry.taken > 0)) continue;
         const Gaussian g = view.gaussians[entry.id];
         float *const payload = scratch.payload.data();
-        features.load(size_t(entry.id), g.depth, payload);
+        load_payload(features, channels, entry.id, g.depth, payload);
         float *row = payload;
         if (entry.slot != ALONE) {
             row = sink.rows + size_t(entry.slot) * (padded + GEOMETRY);
             for (int c = 0; c < padded + GEOMETRY; c += 16) __builtin_prefetch(row + c, 1);
         }
-        Register fixed[BLOCKS ? BLOCKS : 1] = {};
-        Register *const payload_grad = BLOCKS ? fixed : scratch.grad.data();
-        if (!BLOCKS) std::fill_n(payload_grad, blocks, Register{});
+        Register fixed[CHANNELS ? padded_size(CHANNELS) / LANES : 1] = {};
+        Register *const payload_grad = CHANNELS ? fixed : scratch.grad.data();
+        if (!CHANNELS) std::fill_n(payload_grad, blocks, Register{});
         // Moments of dL/dpower over the offsets from the mean.
         F8 m0 = {}, mx = {}, my = {}, mxx = {}, mxy = {}, myy = {};
         const float left = float(window.left) + 0.5f - g.x, top = float(window.top) + 0.5f - g.y;
@@ -550,9 +566,9 @@ GHA_INLINE void backward_tile(const Bins &bins, int v, int tile, const Features 
             const I8 index = load_indices(pixel + t);
             F8 rest = {};
             for (int k = 0; k < count; k++) {
-                float &behind = scratch.behind[index[k]];
-                behind -= alpha[t + k] * before[t + k] * along[k];
+                float &behind = scratch.behind[pixel[t + k]];
                 rest[k] = behind;
+                behind += alpha[t + k] * before[t + k] * along[k];
             }
             const F8 a = load(alpha + t);
             const F8 by_alpha = load(before + t) * along - rest / (1.0f - a);
@@ -570,9 +586,6 @@ GHA_INLINE void backward_tile(const Bins &bins, int v, int tile, const Features 
             mxy += px * dy;
             myy += py * dy;
         }
-        pixel += entry.taken;
-        alpha += entry.taken;
-        before += entry.taken;
         // power = -(a dx² + c dy²) / 2 - b dx dy, and dx = pixel - mean.
         const Register moments[LANES] = {{mx}, {my}, {mxx}, {mxy}, {myy}, {m0}};
         const F8 sum = sums(moments);
@@ -588,24 +601,23 @@ GHA_INLINE void backward_tile(const Bins &bins, int v, int tile, const Features 
     }
 }
 
-#define GHA_SPECIALISE(NAME, BLOCKS)                                                               \
+#define GHA_SPECIALISE(NAME, CHANNELS)                                                             \
     GHA_MULTIVERSION void forward_##NAME(                                                          \
         Bins &bins, int v, int tile, const Features &features, const float *background,            \
         float *image, float *alpha, float *depth, bool keep, Scratch &scratch) {                   \
-        forward_tile<BLOCKS>(bins, v, tile, features, background, image, alpha, depth, keep,       \
-                             scratch);                                                             \
+        forward_tile<CHANNELS>(bins, v, tile, features, background, image, alpha, depth, keep,     \
+                               scratch);                                                           \
     }                                                                                              \
     GHA_MULTIVERSION void backward_##NAME(const Bins &bins, int v, int tile,                       \
-                                          const Features &features, const Images &out,             \
-                                          const Images &gradient, const Sink &sink,                \
-                                          Scratch &scratch) {                                      \
-        backward_tile<BLOCKS>(bins, v, tile, features, out, gradient, sink, scratch);              \
+                                          const Features &features, const Backward &in,            \
+                                          const Sink &sink, Scratch &scratch) {                    \
+        backward_tile<CHANNELS>(bins, v, tile, features, in, sink, scratch);                       \
     }
 } // namespace
 
 // Not in the anonymous namespace: target_clones needs linkage.
-GHA_SPECIALISE(splat_3, 1)
-GHA_SPECIALISE(splat_32, 5)
+GHA_SPECIALISE(splat_3, 3)
+GHA_SPECIALISE(splat_32, 32)
 GHA_SPECIALISE(splat_any, 0)
 
 namespace {
@@ -681,14 +693,13 @@ Bins *splat_forward(In3 means2d, In3 conics, In2 depths, Array<const bool, nb::n
     return bins.release();
 }
 
-void splat_backward(const Bins &bins, In2 features, In4 image, In3 alpha, In3 depth,
-                    In4 grad_image, In3 grad_alpha, In3 grad_depth, Out3 grad_means2d,
+void splat_backward(const Bins &bins, In2 features, In1 background, In3 alpha, In4 grad_image, In3 grad_alpha, In3 grad_depth, Out3 grad_means2d,
                     Out3 grad_conics, Out2 grad_depths, Out1 grad_opacities, Out2 grad_features,
                     int threads) {
     const int channels = int(features.shape(1));
     const Features values{features.data(), channels, padded_size(channels)};
-    const Images out{image.data(), alpha.data(), depth.data()};
-    const Images gradient{grad_image.data(), grad_alpha.data(), grad_depth.data()};
+    const Backward in{alpha.data(), background.data(),
+                      Images{grad_image.data(), grad_alpha.data(), grad_depth.data()}};
     const auto run = channels == 3    ? backward_splat_3
                      : channels == 32 ? backward_splat_32
                                       : backward_splat_any;
@@ -716,7 +727,7 @@ void splat_backward(const Bins &bins, In2 features, In4 image, In3 alpha, In3 de
 #pragma omp for schedule(dynamic)
         for (int job = 0; job < jobs; job++) {
             const int v = job / tiles;
-            run(bins, v, job % tiles, values, out, gradient, sinks[v], scratch);
+            run(bins, v, job % tiles, values, in, sinks[v], scratch);
         }
     }
     // Each Gaussian sums its rows in the order of views and tiles.

@@ -128,7 +128,7 @@ class _Composite(torch.autograd.Function):
         keep = any(ctx.needs_input_grad)
         planes = _arrays(image, alpha, depth)
         ctx.bins = splat_forward(*_arrays(*inputs), *planes, keep, _threads())
-        ctx.save_for_backward(*inputs, image, alpha, depth)
+        ctx.save_for_backward(*inputs, alpha)
         return image, alpha, depth
 
     @staticmethod
@@ -136,12 +136,11 @@ class _Composite(torch.autograd.Function):
     def backward(
         ctx: Any, grad_image: Tensor, grad_alpha: Tensor, grad_depth: Tensor
     ) -> tuple[Tensor | None, ...]:
-        means2d, conics, depths, _, opacities, features, _, *planes = ctx.saved_tensors
-        image, alpha, depth = planes
+        means2d, conics, depths, _, opacities, features, background, alpha = ctx.saved_tensors
         outputs = [torch.empty_like(v) for v in (means2d, conics, depths, opacities, features)]
         splat_backward(
             ctx.bins,
-            *_arrays(features, image, alpha, depth),
+            *_arrays(features, background, alpha),
             *_arrays(*(g.contiguous() for g in (grad_image, grad_alpha, grad_depth))),
             *_arrays(*outputs),
             _threads(),
