@@ -4,7 +4,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 NATIVE := CMakeLists.txt $(wildcard gha_core/*/*.cpp gha_core/native/*)
 
-.PHONY: install demo test lint clean
+.PHONY: install demo test lint sanitize clean
 install: .venv/.assets
 
 .venv/.installed: pyproject.toml constraints.txt $(NATIVE)
@@ -29,6 +29,17 @@ lint: .venv/.installed
 
 test: install lint
 	$(BIN)/pytest
+
+# The tests of the native kernels under AddressSanitizer and UndefinedBehaviorSanitizer (GCC).
+SANITIZED := build/sanitized
+sanitize: install
+	rm -rf $(SANITIZED)
+	$(BIN)/python -m pip wheel --disable-pip-version-check --quiet --no-deps -c constraints.txt \
+	  -C cmake.define.GHA_SANITIZE=ON -w $(SANITIZED) .
+	$(BIN)/python -m zipfile -e $(SANITIZED)/gha-*.whl $(SANITIZED)
+	LD_PRELOAD="$$(c++ -print-file-name=libasan.so) $$(c++ -print-file-name=libstdc++.so)" \
+	ASAN_OPTIONS=detect_leaks=0 OMP_NUM_THREADS=2 PYTHONPATH=tests GHA_SANITIZED=$(SANITIZED) \
+	  $(BIN)/pytest -p sanitized tests/test_splatting.py tests/test_mesh_rasterisation.py
 
 clean:
 	rm -rf .venv build .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -1,9 +1,10 @@
 // Compositing of projected Gaussians and its gradient on CPU cores. The specification is twin.py.
 //
 // Per view the Gaussians are sorted by depth and listed per tile; tiles run in parallel.
-// In a tile each Gaussian visits exactly the row spans in which its alpha can reach MIN_ALPHA.
-// Gradients are first written per (tile, Gaussian) and then summed in a fixed order, so the bits do
-// not depend on the number of threads.
+// In a tile each Gaussian visits the blocks of pixels in which its alpha can reach MIN_ALPHA, and
+// lists those that take it; features are added along that list, and the backward pass goes back
+// along it. Gradients of a Gaussian in several tiles are written per tile and then summed in a fixed
+// order, so the bits do not depend on the number of threads.
 #include "lanes.h"
 
 #include <algorithm>
@@ -31,7 +32,7 @@ constexpr int ROWS = 2; // that are worked on at once, LANES columns of each
 // Pixels of a tile in memory; those beyond the picture are finished from the start.
 constexpr int STRIDE = TILE_WIDTH + LANES, PIXELS = STRIDE * (TILE_HEIGHT + ROWS - 1);
 constexpr int GEOMETRY = LANES; // gradient entries beside the features: x y a b c opacity depth
-constexpr int AHEAD = 6;    // Gaussians whose data is asked for before they are needed
+constexpr int AHEAD = 6; // Gaussians whose data is asked for before they are needed
 constexpr size_t CHUNK = 1024; // Gaussians of one job
 constexpr int64_t MOST_ENTRIES = int64_t(1) << 31; // (tile, Gaussian) pairs of all views together
 
@@ -459,15 +460,10 @@ GHA_INLINE void forward_tile(Bins &bins, int v, int tile, const Features &featur
         }
 }
 
-struct Images {
-    const float *image, *alpha, *depth;
-};
-
-// What the backward pass is given.
+// What the backward pass is given: the alpha image, and the gradients of all images.
 struct Backward {
-    const float *covered; // the alpha image
-    const float *background;
-    Images gradient;
+    const float *background, *alpha;
+    const float *grad_image, *grad_alpha, *grad_depth;
 };
 
 // Where the gradients of a view's Gaussians go.
@@ -514,13 +510,13 @@ GHA_INLINE void backward_tile(const Bins &bins, int v, int tile, const Features 
             float shining = 0.0f;
 #pragma omp simd reduction(+ : shining)
             for (int c = 0; c < channels; c++) {
-                row[c] = in.gradient.image[at * channels + c];
+                row[c] = in.grad_image[at * channels + c];
                 shining += row[c] * in.background[c];
             }
-            row[channels] = in.gradient.depth[at];
-            row[channels + 1] = in.gradient.alpha[at];
+            row[channels] = in.grad_depth[at];
+            row[channels + 1] = in.grad_alpha[at];
             for (int c = channels + 2; c < padded; c++) row[c] = 0.0f;
-            scratch.behind[pixel] = (1.0f - in.covered[at]) * shining;
+            scratch.behind[pixel] = (1.0f - in.alpha[at]) * shining;
         }
 
     const Taken &taken = view.taken[tile];
@@ -698,8 +694,8 @@ void splat_backward(const Bins &bins, In2 features, In1 background, In3 alpha, I
                     int threads) {
     const int channels = int(features.shape(1));
     const Features values{features.data(), channels, padded_size(channels)};
-    const Backward in{alpha.data(), background.data(),
-                      Images{grad_image.data(), grad_alpha.data(), grad_depth.data()}};
+    const Backward in{background.data(), alpha.data(), grad_image.data(), grad_alpha.data(),
+                      grad_depth.data()};
     const auto run = channels == 3    ? backward_splat_3
                      : channels == 32 ? backward_splat_32
                                       : backward_splat_any;
