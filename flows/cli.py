@@ -556,11 +556,12 @@ def _make(
     runner: Runner,
     scheduler: str | None,
 ) -> list[Result]:
-    from flows import display, sweeper
+    from flows import display, server, sweeper
 
     console.print("Starting the scheduler …", style="dim")
     sweeper.start()
     with _ending_on_interrupt(), display.watching([stage.name for stage in dirty], jobs, console):
+        server.reach()  # here, so that Ctrl-C does not reach it
         from flows.batch import batch_flow
         from flows.subject import subject_flow
 

@@ -27,7 +27,7 @@ from flows.inbox import arrivals, unfinished
 from flows.machines import Here, Workers
 from flows.resources import Capacity, claim_gpu
 from gha_core.artifacts.images import decode_image, encode_jpeg
-from gha_core.errors import ArtifactError, ParameterError
+from gha_core.errors import ArtifactError, GhaError, ParameterError
 from gha_core.splits import Splits
 from tasks.needs import NEEDS, Needs
 from tasks.parameters import STAGES, Subject, params_type
@@ -308,6 +308,16 @@ def test_deployments_name_flows_that_take_their_parameters() -> None:
         flow = load_flow_from_entrypoint(str(ROOT / each["entrypoint"]))
         assert flow.name == each["name"]
         flow.validate_parameters(each.get("parameters", {}))
+
+
+def test_a_server_that_does_not_answer_is_a_sentence() -> None:
+    from prefect.settings import PREFECT_API_URL, temporary_settings
+
+    with (
+        temporary_settings({PREFECT_API_URL: "http://127.0.0.1:9/api"}),
+        pytest.raises(GhaError, match=r"127\.0\.0\.1:9/api does not answer .*unset PREFECT_API_URL"),
+    ):
+        server.reach()
 
 
 def test_no_server_hears_of_artifacts_unless_one_is_configured(
