@@ -223,6 +223,19 @@ def test_a_batch_runs_and_stock_dvc_agrees(project: Path) -> None:
     assert (state.count("fresh"), state.count("stale")) == (2 * len(STAGES) - 2, 2)
 
 
+@pytest.mark.slow
+def test_without_keep_going_a_failure_is_the_end(project: Path) -> None:
+    """With Prefect: what was not begun is skipped and can be run later."""
+    gha("add", "ann", "footage/ann.mp4")
+    gha("add", "bob", "footage/ann.mp4")
+    (project / "ingest@ann.fate").write_text("fail")
+    done = gha_process("run", "--no-keep-going", "--until", "matting")
+    assert done.returncode == 1, done.stdout + done.stderr
+    assert "ingest@ann failed: The capture is too dark." in done.stdout
+    assert done.stdout.count("skipped") == 3
+    assert (project / "runs").read_text().split() == ["ingest@ann"]
+
+
 def edit(path: Path, old: str, new: str) -> None:
     text = path.read_text()
     assert old in text

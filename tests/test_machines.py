@@ -155,8 +155,11 @@ def test_each_stage_can_be_made_in_another_clone(clones: Path) -> None:
         assert runs(Path()) == []
 
 
-def test_a_third_clone_restores_from_the_remotes_run_cache(clones: Path) -> None:
+def test_what_a_killed_driver_did_not_commit_is_restored(clones: Path) -> None:
+    """Its worker has sent the outputs and the run to the remote; whichever gets the order then
+    restores them."""
     entry = send(clones, "ingest@ann", "one", {}).entry
+    assert not (clones / "driver" / "dvc.lock").exists()
     outcome = send(clones, "ingest@ann", "two", {})
     assert (outcome.how, outcome.entry) == ("restored", entry)
     assert runs(clones / "two") == []
