@@ -160,9 +160,9 @@ class Clone:
         for path in Path("/proc").glob("[0-9]*"):
             with suppress(OSError):
                 state = (path / "stat").read_text().rpartition(")")[2].split()[0]
-                if state != "Z" and (path / "cwd").resolve() == self.root.resolve():
-                    if word.encode() in (path / "cmdline").read_bytes():
-                        found.append(int(path.name))
+                here = state != "Z" and (path / "cwd").resolve() == self.root.resolve()
+                if here and word.encode() in (path / "cmdline").read_bytes():
+                    found.append(int(path.name))
         return found
 
     def stages(self) -> list[int]:
@@ -310,7 +310,8 @@ def _drive(
             left.number -= 1
     driver.wait()
     said = clone.printed()
-    if driver.returncode not in (0, -signal.SIGKILL) and not killed or "Traceback" in said:
+    badly = driver.returncode not in (0, -signal.SIGKILL) and not killed
+    if badly or "Traceback" in said:
         report.failures += 1
         print(f"{kind.name}: status {driver.returncode}:\n{said}", file=sys.stderr)
     report.orphans += _outlasting(clone)

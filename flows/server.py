@@ -1,7 +1,7 @@
 """The Prefect server, and what it shows beside the runs: scores, previews, progress.
 
-Those only if somebody runs it and looks at it: the temporary one that Prefect starts otherwise hears
-nothing of this. No artifact is worth a failed stage, so errors there are dropped.
+Those only if somebody runs it and looks at it: the temporary one that Prefect starts otherwise
+hears nothing of this. No artifact is worth a failed stage, so errors there are dropped.
 """
 
 from __future__ import annotations

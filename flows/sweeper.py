@@ -1,8 +1,9 @@
 """Kill what a driver has started and left behind: ``python sweeper.py DRIVER`` waits for its end.
 
-A stage dies with its parent (flows/tether.py), but Prefect starts its server by itself, and that does
-not notice when the driver is killed. So every process that a driver starts bears the driver's id, and
-one of them outlives it to kill the others. It imports next to nothing: it is there during every run.
+A stage dies with its parent (flows/tether.py), but Prefect starts its server by itself, and that
+does not notice when the driver is killed. So every process that a driver starts bears the driver's
+id, and one of them outlives it to kill the others. It is there during every run, so it imports next
+to nothing.
 """
 
 import os

@@ -7,15 +7,17 @@ import os
 import shutil
 import subprocess
 import sys
+from contextlib import chdir
 from pathlib import Path
 
 import pytest
 import small_project
-from small_project import dvc
+from small_project import dvc, make
 from typer.testing import CliRunner, Result
 
 from flows.cli import app
 from flows.doctor import examine
+from flows.project import tidy
 from tasks.parameters import STAGES, read_subjects
 
 ROOT = Path(__file__).parents[1]
@@ -44,20 +46,27 @@ for name in [*names, "video.mp4", "images/curve.svg"]:
 """
 
 
-@pytest.fixture
-def project(dvc_project: Path) -> Path:
-    shutil.copy(ROOT / "params.yaml", dvc_project)
+def write(folder: Path) -> None:
+    """Fill an empty folder with a project that has no subjects yet."""
+    small_project.under_dvc(folder)
+    shutil.copy(ROOT / "params.yaml", folder)
     stages = (ROOT / "dvc.yaml").read_text().replace("python -m tasks", "python stage.py")
-    (dvc_project / "dvc.yaml").write_text(stages)
+    (folder / "dvc.yaml").write_text(stages)
     for name in ("gha_core", "tasks"):  # copies: code that is edited meanwhile would be stale
-        shutil.copytree(ROOT / name, dvc_project / name)
+        shutil.copytree(ROOT / name, folder / name)
     for name in ("CMakeLists.txt", "constraints.txt"):
-        shutil.copy(ROOT / name, dvc_project)
-    (dvc_project / "stage.py").write_text(STAGE)
-    (dvc_project / "subjects.yaml").write_text("# people\nsubjects: {}\n")
-    (dvc_project / "footage" / "left").mkdir(parents=True)
-    (dvc_project / "footage" / "ann.mp4").write_text("video")
-    return dvc_project
+        shutil.copy(ROOT / name, folder)
+    (folder / "stage.py").write_text(STAGE)
+    (folder / "subjects.yaml").write_text("# people\nsubjects: {}\n")
+    (folder / "footage" / "left").mkdir(parents=True)
+    (folder / "footage" / "ann.mp4").write_text("video")
+
+
+@pytest.fixture
+def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    write(tmp_path)
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
 
 
 def gha(*arguments: str) -> Result:
@@ -245,19 +254,27 @@ def edit(path: Path, old: str, new: str) -> None:
     path.write_text(text.replace(old, new, 1))
 
 
+@pytest.fixture(scope="module")
+def people_once(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("people")
+    write(folder)
+    with chdir(folder):
+        for name in ("ann", "bob"):
+            gha("add", name, "footage/ann.mp4")
+        make()
+    return folder
+
+
 @pytest.fixture
-def people(project: Path) -> Path:
-    """Two subjects whose every stage is fresh, made without Prefect."""
-    for name in ("ann", "bob"):
-        gha("add", name, "footage/ann.mp4")
-    make(project)
-    return project
-
-
-def make(project: Path) -> list[str]:
-    """Make all fresh; what really ran, in order."""
-    small_project.make()
-    return small_project.ran()
+def people(people_once: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Two subjects whose every stage is fresh, made without Prefect; entered."""
+    folder = tmp_path / "project"
+    shutil.copytree(people_once, folder, symlinks=True)
+    for link in (folder / "data/captures").iterdir():
+        link.unlink()  # it leads to the other one's footage
+    monkeypatch.chdir(folder)
+    tidy()
+    return folder
 
 
 def expected(*stages: str, subjects: tuple[str, ...] = ("ann", "bob")) -> set[str]:
@@ -270,33 +287,33 @@ def test_exactly_the_expected_stages_run_again(people: Path) -> None:
     params, subjects = people / "params.yaml", people / "subjects.yaml"
 
     edit(params, "max_views: 48", "max_views: 12")
-    assert set(make(people)) == expected("evaluation")
+    assert set(make()) == expected("evaluation")
     edit(params, "max_views: 12", "max_views: 48")
-    assert make(people) == [], "going back runs nothing"
+    assert make() == [], "going back runs nothing"
 
     with (people / "tasks/tracking.py").open("a") as file:
         file.write("# a comment\n")
-    assert set(make(people)) == expected("tracking")
+    assert set(make()) == expected("tracking")
 
     with (people / "gha_core/artifacts/tables.py").open("a") as file:
         file.write("# a comment\n")
     why = gha("why", "ann", "evaluation").output
     assert "evaluation@ann: gha_core/artifacts changed (tables.py)" in why
     assert "ingest@ann: gha_core/artifacts changed (tables.py)" in why
-    assert set(make(people)) == expected(*STAGES)
+    assert set(make()) == expected(*STAGES)
 
     with (people / "gha_core/fitting/__init__.py").open("a") as file:
         file.write("# a comment\n")
-    assert set(make(people)) == expected("tracking")
+    assert set(make()) == expected("tracking")
 
     edit(subjects, "    tracking: {}\n", "    tracking: {smoothness: 2.0}\n")
-    assert set(make(people)) == expected("tracking", subjects=("ann",))
+    assert set(make()) == expected("tracking", subjects=("ann",))
 
     (people / "footage/bob.mp4").write_text("video, encoded again")
     edit(subjects, "  bob:\n    capture: footage/ann.mp4", "  bob:\n    capture: footage/bob.mp4")
     (people / "data/captures/bob").unlink()
     assert gha("status").exit_code == 0, "it puts the link back"
-    assert set(make(people)) == expected("ingest", subjects=("bob",))
+    assert set(make()) == expected("ingest", subjects=("bob",))
     assert "up to date" in dvc("status")
 
 

@@ -318,7 +318,9 @@ def test_a_server_that_does_not_answer_is_a_sentence() -> None:
 
     with (
         temporary_settings({PREFECT_API_URL: "http://127.0.0.1:9/api"}),
-        pytest.raises(GhaError, match=r"127\.0\.0\.1:9/api does not answer .*unset PREFECT_API_URL"),
+        pytest.raises(
+            GhaError, match=r"127\.0\.0\.1:9/api does not answer .*unset PREFECT_API_URL"
+        ),
     ):
         server.reach()
 
