@@ -721,7 +721,7 @@ def _pull_run(repo: Repo, entry: Entry) -> None:
         here.parent.mkdir(parents=True, exist_ok=True)
         for file in odb.fs.find(there):
             copy(odb.fs, file, cache.fs, str(here / odb.fs.name(file)))
-    for path in sorted(here.iterdir()) if here.exists() else []:
+    for path in sorted(here.glob("[!.]*")):  # hidden ones are what a kill left half-written
         # What the remote has lost is made again.
         _fetch(repo, _of_outs(repo, load_yaml(str(path))["outs"]))
 

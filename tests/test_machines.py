@@ -160,6 +160,8 @@ def test_what_a_killed_driver_did_not_commit_is_restored(clones: Path) -> None:
     restores them."""
     entry = send(clones, "ingest@ann", "one", {}).entry
     assert not (clones / "driver" / "dvc.lock").exists()
+    (record,) = (clones / "remote" / "runs").glob("*/*/*")
+    record.with_name(".half.tmp").write_text("cmd: 'what a killed worker leaves")
     outcome = send(clones, "ingest@ann", "two", {})
     assert (outcome.how, outcome.entry) == ("restored", entry)
     assert runs(clones / "two") == []
