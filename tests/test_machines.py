@@ -62,9 +62,10 @@ from ruamel.yaml import YAML
 ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # as tasks.__main__ does: it dies with its parent
 stage, subject = sys.argv[1:]
 Path("data/logs").mkdir(exist_ok=True)
+slow = Path(subject + ".slow").exists()  # before it is known to run: then the file may go
 with open("data/logs/runs", "a") as runs:
     runs.write(f"{stage}@{subject} ")
-if Path(subject + ".slow").exists():
+if slow:
     time.sleep(60)
 out = Path("data/subjects", subject, stage)
 out.mkdir(parents=True, exist_ok=True)
@@ -453,6 +454,7 @@ def kill_in_the_middle(
     with ThreadPoolExecutor() as pool:
         future = pool.submit(hands.make, first, {})
         while not (busy := [name for name in workers if runs(clones / name)]):
+            assert not future.done(), future.result()
             time.sleep(0.05)
         (victim,) = busy
         for name in workers:
