@@ -274,7 +274,7 @@ def _clone(folder: Path, name: str) -> Clone:
 def _fleet(clones: list[Clone]) -> Iterator[Fleet]:
     from distributed import LocalCluster
 
-    with LocalCluster(n_workers=0, dashboard_address=None, host="127.0.0.1") as cluster:
+    with LocalCluster(n_workers=0, dashboard_address="127.0.0.1:0", host="127.0.0.1") as cluster:
         fleet = Fleet(clones, cluster)
         try:
             yield fleet

@@ -423,7 +423,7 @@ def test_a_lost_worker_costs_its_stage_and_one_with_other_code_is_refused(
     clones: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(clones / "driver")
-    with LocalCluster(n_workers=0, dashboard_address=None, host="127.0.0.1") as cluster:
+    with LocalCluster(n_workers=0, dashboard_address="127.0.0.1:0", host="127.0.0.1") as cluster:
         address = cluster.scheduler_address
         with pytest.raises(ParameterError, match="has no workers"):
             machines.check_runner("dask", address)
