@@ -13,6 +13,8 @@ two workers, and one more. What must hold:
    with no execution.
 
 Each clone is processes and folders of its own; they share this machine and a folder as the remote.
+Where that can be (Linux, root, iproute2), each worker has a network namespace of its own, which a
+bridge connects with the driver's; else, or with --no-namespaces, all use 127.0.0.1.
 """
 
 from __future__ import annotations
@@ -27,7 +29,9 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 
 from tasks.parameters import STAGES
@@ -101,10 +105,10 @@ class Clone:
             sys.exit(f"{' '.join(command)} failed in {self.root}:\n{done.stdout}{done.stderr}")
         return done
 
-    def start(self, *command: str) -> subprocess.Popen[bytes]:
+    def start(self, *command: str, prefix: Sequence[str] = ()) -> subprocess.Popen[bytes]:
         log = (self.root / "process.log").open("ab")
         return subprocess.Popen(
-            [sys.executable, *command],
+            [*prefix, sys.executable, *command],
             cwd=self.root,
             env=self._environment,
             stdout=log,
@@ -124,9 +128,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--quick", action="store_true", help="two subjects, three stages each")
     parser.add_argument("--json", type=Path, help="write the figures there too")
+    parser.add_argument("--no-namespaces", action="store_true", help="all on 127.0.0.1")
     options = parser.parse_args()
-    with tempfile.TemporaryDirectory(prefix="gha-machines-") as home:
-        figures = measure(Path(home), options.quick)
+    with (
+        tempfile.TemporaryDirectory(prefix="gha-machines-") as home,
+        one_machine() if options.no_namespaces else namespaces(2) as network,
+    ):
+        figures = measure(Path(home), options.quick, network)
     print(json.dumps(figures, indent=2))
     if options.json:
         options.json.write_text(json.dumps(figures, indent=2) + "\n")
@@ -134,7 +142,68 @@ def main() -> None:
         sys.exit("A claim does not hold.")
 
 
-def measure(home: Path, quick: bool) -> dict[str, object]:
+@dataclass(frozen=True)
+class Network:
+    """Where the scheduler listens, and how a command is started on each worker's machine.
+
+    Attributes:
+        why: why it is not namespaces, if it is not.
+    """
+
+    host: str
+    prefixes: tuple[tuple[str, ...], ...]
+    why: str = ""
+
+
+@contextmanager
+def one_machine(why: str = "not wanted") -> Iterator[Network]:
+    """Everything on 127.0.0.1."""
+    yield Network("127.0.0.1", ((), ()), why)
+
+
+@contextmanager
+def namespaces(count: int) -> Iterator[Network]:
+    """A network namespace per worker, and a bridge to them; 127.0.0.1 if that cannot be."""
+    name, net = f"gha{os.getpid() % 100000}", f"10.{os.getpid() % 200 + 20}.77"
+    spaces = [f"{name}-{number}" for number in range(count)]
+    commands = [
+        f"link add {name} type bridge",
+        f"address add {net}.1/24 dev {name}",
+        f"link set {name} up",
+    ]
+    for number, space in enumerate(spaces):
+        inside = f"-n {space}"
+        commands += [
+            f"netns add {space}",
+            f"link add {name}v{number} type veth peer name eth0 netns {space}",
+            f"link set {name}v{number} master {name} up",
+            f"{inside} address add {net}.{number + 2}/24 dev eth0",
+            f"{inside} link set eth0 up",
+            f"{inside} link set lo up",
+        ]
+    try:
+        if why := next((said for each in commands if (said := _ip(each))), ""):
+            with one_machine(why) as network:
+                yield network
+        else:
+            prefixes = tuple(("ip", "netns", "exec", space) for space in spaces)
+            yield Network(f"{net}.1", prefixes)
+    finally:
+        for space in spaces:
+            _ip(f"netns delete {space}")
+        _ip(f"link delete {name}")
+
+
+def _ip(arguments: str) -> str:
+    """Call ip(8); what is wrong, if it fails."""
+    try:
+        done = subprocess.run(["ip", *arguments.split()], capture_output=True, text=True)
+    except OSError as error:
+        return str(error)
+    return f"ip {arguments}: {done.stderr.strip()}" if done.returncode else ""
+
+
+def measure(home: Path, quick: bool, network: Network) -> dict[str, object]:
     """Run the batch, kill a worker, and compare; see the module."""
     subjects = [f"s{number}" for number in range(2 if quick else 4)]
     until = STAGES[2 if quick else -1]
@@ -147,18 +216,18 @@ def measure(home: Path, quick: bool) -> dict[str, object]:
     }
     driver, one, two, three = clones.values()
     port = _free_port()
-    address = f"tcp://127.0.0.1:{port}"
+    address = f"tcp://{network.host}:{port}"
     processes = [driver.start("-m", "distributed.cli.dask_scheduler", "--port", str(port),
-                              "--no-dashboard", "--host", "127.0.0.1")]  # fmt: skip
+                              "--no-dashboard", "--host", network.host)]  # fmt: skip
     try:
-        for clone in (one, two):
-            processes.append(_worker(clone, address))
+        for clone, prefix in zip((one, two), network.prefixes, strict=True):
+            processes.append(_worker(clone, address, prefix))
         began = time.time()
         batch = driver.start("-c", "from flows.cli import app; app()", "run", "--until", until,
                              "--runner", "dask", "--scheduler", address)  # fmt: skip
         processes.append(batch)
         victim, killed_at = _kill_in_a_stage(one, two, batch, after=1 if quick else 6)
-        processes.append(_worker(one, address))
+        processes.append(_worker(one, address, network.prefixes[0]))
         status = batch.wait(timeout=600)
         wall = time.time() - began
         runs = one.runs() + two.runs()
@@ -175,6 +244,7 @@ def measure(home: Path, quick: bool) -> dict[str, object]:
                 os.killpg(process.pid, signal.SIGKILL)
             process.wait()
     return {
+        "network_namespaces": network.why or "one per worker",
         "subjects": len(subjects),
         "stages": stages,
         "killed": f"worker {victim} in {killed_at}",
@@ -191,9 +261,9 @@ def measure(home: Path, quick: bool) -> dict[str, object]:
     }
 
 
-def _worker(clone: Clone, address: str) -> subprocess.Popen[bytes]:
+def _worker(clone: Clone, address: str, prefix: Sequence[str]) -> subprocess.Popen[bytes]:
     return clone.start("-m", "distributed.cli.dask_worker", address, "--nthreads", "1",
-                       "--no-dashboard", "--no-nanny", "--host", "127.0.0.1")  # fmt: skip
+                       "--no-dashboard", "--no-nanny", prefix=prefix)  # fmt: skip
 
 
 def _kill_in_a_stage(
@@ -229,7 +299,7 @@ def _link(clone: Clone) -> None:
 
 def _free_port() -> int:
     with socket.socket() as server:
-        server.bind(("127.0.0.1", 0))
+        server.bind(("", 0))
         return int(server.getsockname()[1])
 
 

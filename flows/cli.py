@@ -556,12 +556,12 @@ def _make(
     runner: Runner,
     scheduler: str | None,
 ) -> list[Result]:
-    from flows import display, stage_process
+    from flows import display, server, sweeper
 
     console.print("Starting the scheduler …", style="dim")
-    stage_process.end_left_behind()
-    stage_process.mark()
+    sweeper.start()
     with _ending_on_interrupt(), display.watching([stage.name for stage in dirty], jobs, console):
+        server.reach()  # here, so that Ctrl-C does not reach it
         from flows.batch import batch_flow
         from flows.subject import subject_flow
 
@@ -587,7 +587,6 @@ def _ending_on_interrupt() -> Iterator[None]:
         stage_process.stop()
         signal.sigwait({signal.SIGINT})
         stage_process.stop(at_once=True)
-        stage_process.end_left_behind(by=lambda driver: driver == os.getpid())
         console.show_cursor(True)
         os._exit(INTERRUPTED)
 

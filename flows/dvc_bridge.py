@@ -720,8 +720,9 @@ def _pull_run(repo: Repo, entry: Entry) -> None:
     if not here.exists() and odb.fs.exists(there):
         here.parent.mkdir(parents=True, exist_ok=True)
         for file in odb.fs.find(there):
-            copy(odb.fs, file, cache.fs, str(here / odb.fs.name(file)))
-    for path in sorted(here.iterdir()) if here.exists() else []:
+            if not odb.fs.name(file).startswith("."):  # that is what a kill left half-written
+                copy(odb.fs, file, cache.fs, str(here / odb.fs.name(file)))
+    for path in sorted(here.glob("[!.]*")):
         # What the remote has lost is made again.
         _fetch(repo, _of_outs(repo, load_yaml(str(path))["outs"]))
 

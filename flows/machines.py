@@ -164,7 +164,9 @@ def hands(runner: Runner, scheduler: str | None, jobs: int) -> Iterator[Here | W
     if scheduler is None:
         # One process per job, so that one that is lost takes no other stage with it.
         with (
-            LocalCluster(n_workers=jobs, threads_per_worker=1, dashboard_address=None) as cluster,
+            LocalCluster(
+                n_workers=jobs, threads_per_worker=1, dashboard_address="127.0.0.1:0"
+            ) as cluster,
             Client(cluster, set_as_default=False) as client,
         ):
             yield Workers(client, travels=False)

@@ -1,7 +1,7 @@
-"""What a Prefect server shows beside the runs: scores, previews, progress.
+"""The Prefect server, and what it shows beside the runs: scores, previews, progress.
 
-Only for a server that somebody runs and looks at: the temporary one that Prefect starts otherwise
-hears nothing of this. No artifact is worth a failed stage, so errors here are dropped.
+Those only if somebody runs it and looks at it: the temporary one that Prefect starts otherwise
+hears nothing of this. No artifact is worth a failed stage, so errors there are dropped.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ import numpy as np
 from flows.display import ARTIFACTS, score_table
 from flows.stage_process import StageFailed, read_progress
 from gha_core.artifacts.images import decode_image, encode_jpeg
+from gha_core.errors import GhaError
 
 EVERY = 5.0
 """Seconds between two looks at a stage's progress."""
@@ -31,6 +32,35 @@ def in_use() -> bool:
     from prefect.settings import PREFECT_API_URL
 
     return bool(PREFECT_API_URL.value())
+
+
+def reach() -> None:
+    """See that there is a server for the flows: the one that is configured, else a temporary one,
+    which is started.
+
+    Raises:
+        GhaError: there is none.
+    """
+    from prefect.client.orchestration import get_client
+    from prefect.settings import PREFECT_API_URL
+
+    error: Exception | None
+    try:
+        with get_client(sync_client=True) as client:
+            error = client.api_healthcheck()
+    except RuntimeError as failure:  # the temporary one did not start in its time
+        error = failure
+    if error is None:
+        return
+    if in_use():
+        raise GhaError(
+            f"The Prefect server at {PREFECT_API_URL.value()} does not answer ({error}). Start it: "
+            "prefect server start; or go on without: unset PREFECT_API_URL"
+        )
+    raise GhaError(
+        f"Prefect's temporary server did not start ({error}). If the machine is very busy, try "
+        "again later; see also: prefect server start"
+    )
 
 
 def show_scores(subjects: Sequence[str]) -> None:

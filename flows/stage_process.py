@@ -13,7 +13,7 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -26,7 +26,6 @@ from gha_core.progress import REPORT_VARIABLE
 from tasks.__main__ import INTERRUPTED, THREADS_VARIABLE, TRY_AGAIN
 
 LOGS = Path("data", "logs")
-DRIVER_VARIABLE = "GHA_DRIVER"
 KILLED = "It was killed"
 INTERRUPTION = "It was interrupted."
 _TETHER = (sys.executable, "-I", "-S", tether.__file__)
@@ -181,26 +180,6 @@ def end(name: str, at_once: bool = False) -> None:
     """End the process of ``stage@subject``, if this one has started it; as ``stop``."""
     with _changing, suppress(KeyError, ProcessLookupError):
         os.killpg(_running[name], signal.SIGKILL if at_once else signal.SIGTERM)
-
-
-def mark() -> None:
-    """Let every process that is started from here on bear this one's id."""
-    os.environ[DRIVER_VARIABLE] = str(os.getpid())
-
-
-def end_left_behind(by: Callable[[int], bool] = lambda driver: not _alive(driver)) -> None:
-    """Kill what drivers that are gone have started: Prefect's server, say, which does not notice.
-
-    Args:
-        by: whether a driver's processes are meant.
-    """
-    variable = f"{DRIVER_VARIABLE}=".encode()
-    for path in Path("/proc").glob("[0-9]*/environ"):
-        process = int(path.parent.name)
-        with suppress(OSError, ValueError):  # it ended, or is another user's
-            marks = [v for v in path.read_bytes().split(b"\0") if v.startswith(variable)]
-            if process != os.getpid() and any(by(int(v.removeprefix(variable))) for v in marks):
-                os.kill(process, signal.SIGKILL)
 
 
 def stopped() -> bool:

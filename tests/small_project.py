@@ -88,7 +88,7 @@ def under_dvc(folder: Path) -> None:
     """Put ``folder`` under git and DVC, with this repository's settings."""
     subprocess.run(["git", "init", "-q", str(folder)], check=True)
     (folder / ".dvc").mkdir()
-    for name in (".dvc/config", ".dvc/.gitignore", ".dvcignore", ".gitignore"):
+    for name in (".dvc/config", ".dvc/.gitignore", ".dvc/plots.html", ".dvcignore", ".gitignore"):
         (folder / name).write_bytes((ROOT / name).read_bytes())
 
 

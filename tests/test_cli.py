@@ -7,15 +7,17 @@ import os
 import shutil
 import subprocess
 import sys
+from contextlib import chdir
 from pathlib import Path
 
 import pytest
 import small_project
-from small_project import dvc
+from small_project import dvc, make
 from typer.testing import CliRunner, Result
 
 from flows.cli import app
 from flows.doctor import examine
+from flows.project import tidy
 from tasks.parameters import STAGES, read_subjects
 
 ROOT = Path(__file__).parents[1]
@@ -44,24 +46,40 @@ for name in [*names, "video.mp4", "images/curve.svg"]:
 """
 
 
-@pytest.fixture
-def project(dvc_project: Path) -> Path:
-    shutil.copy(ROOT / "params.yaml", dvc_project)
+def write(folder: Path) -> None:
+    """Fill an empty folder with a project that has no subjects yet."""
+    small_project.under_dvc(folder)
+    shutil.copy(ROOT / "params.yaml", folder)
     stages = (ROOT / "dvc.yaml").read_text().replace("python -m tasks", "python stage.py")
-    (dvc_project / "dvc.yaml").write_text(stages)
+    (folder / "dvc.yaml").write_text(stages)
     for name in ("gha_core", "tasks"):  # copies: code that is edited meanwhile would be stale
-        shutil.copytree(ROOT / name, dvc_project / name)
+        shutil.copytree(ROOT / name, folder / name)
     for name in ("CMakeLists.txt", "constraints.txt"):
-        shutil.copy(ROOT / name, dvc_project)
-    (dvc_project / "stage.py").write_text(STAGE)
-    (dvc_project / "subjects.yaml").write_text("# people\nsubjects: {}\n")
-    (dvc_project / "footage" / "left").mkdir(parents=True)
-    (dvc_project / "footage" / "ann.mp4").write_text("video")
-    return dvc_project
+        shutil.copy(ROOT / name, folder)
+    (folder / "stage.py").write_text(STAGE)
+    (folder / "subjects.yaml").write_text("# people\nsubjects: {}\n")
+    (folder / "footage" / "left").mkdir(parents=True)
+    (folder / "footage" / "ann.mp4").write_text("video")
+
+
+@pytest.fixture
+def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    write(tmp_path)
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
 
 
 def gha(*arguments: str) -> Result:
     return CliRunner().invoke(app, list(arguments), env={"COLUMNS": "200"})
+
+
+def refused(*arguments: str) -> str:
+    """The sentence with which a command is refused."""
+    done = gha(*arguments)
+    assert done.exit_code == 2, done.output
+    assert isinstance(done.exception, SystemExit)
+    assert done.stderr.startswith("error: ")
+    return done.stderr
 
 
 def gha_process(*arguments: str) -> subprocess.CompletedProcess[str]:
@@ -112,25 +130,19 @@ def test_add_registers_a_capture_and_links_to_it(project: Path) -> None:
     ],
 )
 def test_mistakes_are_sentences(project: Path, arguments: list[str], sentence: str) -> None:
-    done = gha_process(*arguments)
-    assert done.returncode == 2
-    assert sentence in done.stderr
-    assert "Traceback" not in done.stderr
+    assert sentence in refused(*arguments)
 
 
 def test_a_taken_name_is_not_given_away(project: Path) -> None:
     gha("add", "ann", "footage/ann.mp4")
     (project / "footage/other.mp4").write_text("other")
-    done = gha_process("add", "ann", "footage/other.mp4")
-    assert done.returncode == 2
-    assert "The name ann is taken by footage/ann.mp4" in done.stderr
+    sentence = refused("add", "ann", "footage/other.mp4")
+    assert "The name ann is taken by footage/ann.mp4" in sentence
 
 
 def test_outside_a_project_it_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    done = gha_process("status")
-    assert done.returncode == 2
-    assert "is not inside a gha project" in done.stderr
+    assert "is not inside a gha project" in refused("status")
 
 
 def test_what_people_remove_is_put_back(project: Path) -> None:
@@ -223,25 +235,46 @@ def test_a_batch_runs_and_stock_dvc_agrees(project: Path) -> None:
     assert (state.count("fresh"), state.count("stale")) == (2 * len(STAGES) - 2, 2)
 
 
+@pytest.mark.slow
+def test_without_keep_going_a_failure_is_the_end(project: Path) -> None:
+    """With Prefect: what was not begun is skipped and can be run later."""
+    gha("add", "ann", "footage/ann.mp4")
+    gha("add", "bob", "footage/ann.mp4")
+    (project / "ingest@ann.fate").write_text("fail")
+    done = gha_process("run", "--no-keep-going", "--until", "matting")
+    assert done.returncode == 1, done.stdout + done.stderr
+    assert "ingest@ann failed: The capture is too dark." in done.stdout
+    assert done.stdout.count("skipped") == 3
+    assert (project / "runs").read_text().split() == ["ingest@ann"]
+
+
 def edit(path: Path, old: str, new: str) -> None:
     text = path.read_text()
     assert old in text
     path.write_text(text.replace(old, new, 1))
 
 
+@pytest.fixture(scope="module")
+def people_once(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("people")
+    write(folder)
+    with chdir(folder):
+        for name in ("ann", "bob"):
+            gha("add", name, "footage/ann.mp4")
+        make()
+    return folder
+
+
 @pytest.fixture
-def people(project: Path) -> Path:
-    """Two subjects whose every stage is fresh, made without Prefect."""
-    for name in ("ann", "bob"):
-        gha("add", name, "footage/ann.mp4")
-    make(project)
-    return project
-
-
-def make(project: Path) -> list[str]:
-    """Make all fresh; what really ran, in order."""
-    small_project.make()
-    return small_project.ran()
+def people(people_once: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Two subjects whose every stage is fresh, made without Prefect; entered."""
+    folder = tmp_path / "project"
+    shutil.copytree(people_once, folder, symlinks=True)
+    for link in (folder / "data/captures").iterdir():
+        link.unlink()  # it leads to the other one's footage
+    monkeypatch.chdir(folder)
+    tidy()
+    return folder
 
 
 def expected(*stages: str, subjects: tuple[str, ...] = ("ann", "bob")) -> set[str]:
@@ -254,33 +287,33 @@ def test_exactly_the_expected_stages_run_again(people: Path) -> None:
     params, subjects = people / "params.yaml", people / "subjects.yaml"
 
     edit(params, "max_views: 48", "max_views: 12")
-    assert set(make(people)) == expected("evaluation")
+    assert set(make()) == expected("evaluation")
     edit(params, "max_views: 12", "max_views: 48")
-    assert make(people) == [], "going back runs nothing"
+    assert make() == [], "going back runs nothing"
 
     with (people / "tasks/tracking.py").open("a") as file:
         file.write("# a comment\n")
-    assert set(make(people)) == expected("tracking")
+    assert set(make()) == expected("tracking")
 
     with (people / "gha_core/artifacts/tables.py").open("a") as file:
         file.write("# a comment\n")
     why = gha("why", "ann", "evaluation").output
     assert "evaluation@ann: gha_core/artifacts changed (tables.py)" in why
     assert "ingest@ann: gha_core/artifacts changed (tables.py)" in why
-    assert set(make(people)) == expected(*STAGES)
+    assert set(make()) == expected(*STAGES)
 
     with (people / "gha_core/fitting/__init__.py").open("a") as file:
         file.write("# a comment\n")
-    assert set(make(people)) == expected("tracking")
+    assert set(make()) == expected("tracking")
 
     edit(subjects, "    tracking: {}\n", "    tracking: {smoothness: 2.0}\n")
-    assert set(make(people)) == expected("tracking", subjects=("ann",))
+    assert set(make()) == expected("tracking", subjects=("ann",))
 
     (people / "footage/bob.mp4").write_text("video, encoded again")
     edit(subjects, "  bob:\n    capture: footage/ann.mp4", "  bob:\n    capture: footage/bob.mp4")
     (people / "data/captures/bob").unlink()
     assert gha("status").exit_code == 0, "it puts the link back"
-    assert set(make(people)) == expected("ingest", subjects=("bob",))
+    assert set(make()) == expected("ingest", subjects=("bob",))
     assert "up to date" in dvc("status")
 
 
@@ -298,11 +331,10 @@ def test_a_dry_run_says_what_would_run_and_why(people: Path) -> None:
     assert "3 of 4 stages would run" in gha("run", "ann", "--from", "tracking", "--dry-run").output
     assert not (people / "runs").exists()
 
-    done = gha_process("run", "--from", "evaluation", "--dry-run")
-    assert done.returncode == 2
-    assert "--from evaluation: geometry@ann, avatar@ann must run first" in done.stderr
-    done = gha_process("run", "--from", "avatar", "--until", "ingest")
-    assert "--until ingest comes before --from avatar" in done.stderr
+    sentence = refused("run", "--from", "evaluation", "--dry-run")
+    assert "--from evaluation: geometry@ann, avatar@ann must run first" in sentence
+    sentence = refused("run", "--from", "avatar", "--until", "ingest")
+    assert "--until ingest comes before --from avatar" in sentence
 
     states = json.loads(gha("status", "--json").output)
     assert len(states) == 14
@@ -324,9 +356,8 @@ def test_upkeep(people: Path) -> None:
     assert "accepted that tasks/matting.py changed" in gha("accept", "ann", "matting").output
     assert "there is nothing to accept" in gha("accept", "ann", "matting").output
     assert "matting@ann is fresh" in gha("why", "ann", "matting").output
-    done = gha_process("accept", "bob", "landmarks")
-    assert done.returncode == 2
-    assert "landmarks@bob cannot be accepted: follows matting@bob" in done.stderr
+    sentence = refused("accept", "bob", "landmarks")
+    assert "landmarks@bob cannot be accepted: follows matting@bob" in sentence
 
     assert "Everything is sound." in gha("fsck").output
     altered = people / "data/subjects/ann/matting/video.mp4"
@@ -339,7 +370,7 @@ def test_upkeep(people: Path) -> None:
 
     (people / "data/logs/ann/avatar.log").write_text("step 1\n")
     assert gha("logs", "ann", "avatar").output == "step 1\n"
-    assert gha_process("logs", "ann", "film").returncode == 2
+    assert "There is no stage 'film'" in refused("logs", "ann", "film")
 
     text = (people / "subjects.yaml").read_text()
     (people / "subjects.yaml").write_text(text[: text.index("  bob:")])

@@ -27,7 +27,7 @@ from flows.inbox import arrivals, unfinished
 from flows.machines import Here, Workers
 from flows.resources import Capacity, claim_gpu
 from gha_core.artifacts.images import decode_image, encode_jpeg
-from gha_core.errors import ArtifactError, ParameterError
+from gha_core.errors import ArtifactError, GhaError, ParameterError
 from gha_core.splits import Splits
 from tasks.needs import NEEDS, Needs
 from tasks.parameters import STAGES, Subject, params_type
@@ -62,9 +62,10 @@ from ruamel.yaml import YAML
 ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # as tasks.__main__ does: it dies with its parent
 stage, subject = sys.argv[1:]
 Path("data/logs").mkdir(exist_ok=True)
+slow = Path(subject + ".slow").exists()  # before it is known to run: then the file may go
 with open("data/logs/runs", "a") as runs:
     runs.write(f"{stage}@{subject} ")
-if Path(subject + ".slow").exists():
+if slow:
     time.sleep(60)
 out = Path("data/subjects", subject, stage)
 out.mkdir(parents=True, exist_ok=True)
@@ -155,8 +156,13 @@ def test_each_stage_can_be_made_in_another_clone(clones: Path) -> None:
         assert runs(Path()) == []
 
 
-def test_a_third_clone_restores_from_the_remotes_run_cache(clones: Path) -> None:
+def test_what_a_killed_driver_did_not_commit_is_restored(clones: Path) -> None:
+    """Its worker has sent the outputs and the run to the remote; whichever gets the order then
+    restores them."""
     entry = send(clones, "ingest@ann", "one", {}).entry
+    assert not (clones / "driver" / "dvc.lock").exists()
+    (record,) = (clones / "remote" / "runs").glob("*/*/*")
+    record.with_name(".half.tmp").write_text("cmd: 'what a killed worker leaves")
     outcome = send(clones, "ingest@ann", "two", {})
     assert (outcome.how, outcome.entry) == ("restored", entry)
     assert runs(clones / "two") == []
@@ -310,6 +316,18 @@ def test_deployments_name_flows_that_take_their_parameters() -> None:
         flow.validate_parameters(each.get("parameters", {}))
 
 
+def test_a_server_that_does_not_answer_is_a_sentence() -> None:
+    from prefect.settings import PREFECT_API_URL, temporary_settings
+
+    with (
+        temporary_settings({PREFECT_API_URL: "http://127.0.0.1:9/api"}),
+        pytest.raises(
+            GhaError, match=r"127\.0\.0\.1:9/api does not answer .*unset PREFECT_API_URL"
+        ),
+    ):
+        server.reach()
+
+
 def test_no_server_hears_of_artifacts_unless_one_is_configured(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
@@ -405,7 +423,7 @@ def test_a_lost_worker_costs_its_stage_and_one_with_other_code_is_refused(
     clones: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(clones / "driver")
-    with LocalCluster(n_workers=0, dashboard_address=None, host="127.0.0.1") as cluster:
+    with LocalCluster(n_workers=0, dashboard_address="127.0.0.1:0", host="127.0.0.1") as cluster:
         address = cluster.scheduler_address
         with pytest.raises(ParameterError, match="has no workers"):
             machines.check_runner("dask", address)
@@ -436,6 +454,7 @@ def kill_in_the_middle(
     with ThreadPoolExecutor() as pool:
         future = pool.submit(hands.make, first, {})
         while not (busy := [name for name in workers if runs(clones / name)]):
+            assert not future.done(), future.result()
             time.sleep(0.05)
         (victim,) = busy
         for name in workers:

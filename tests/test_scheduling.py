@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -11,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from flows import dvc_bridge, project, stage_process, subject
+from flows import dvc_bridge, project, stage_process, subject, sweeper
 from flows.batch import batch_flow
 from flows.dvc_bridge import Entry, Outcome, Stage
 from flows.machines import Here
@@ -59,17 +60,18 @@ def commits(monkeypatch: pytest.MonkeyPatch) -> list[list[str]]:
     return commits
 
 
-def test_what_a_killed_driver_left_behind_is_ended() -> None:
-    """Prefect's server, say: it lives on when the driver is killed."""
-    program = "import os, subprocess, sys\nfrom flows import stage_process\nstage_process.mark()\n"
-    program += "print(subprocess.Popen(['sleep', '60'], stdout=subprocess.DEVNULL).pid)"
-    driver = subprocess.run([sys.executable, "-c", program], capture_output=True, check=True)
-    left = int(driver.stdout)
-    os.kill(left, 0)
-    other = subprocess.Popen(["sleep", "60"], env={"GHA_DRIVER": str(os.getpid())})
-    stage_process.end_left_behind()
-    deadline = time.monotonic() + 2
-    while Path(f"/proc/{left}/environ").exists() and Path(f"/proc/{left}/cmdline").read_bytes():
+def test_what_a_killed_driver_leaves_behind_is_killed() -> None:
+    """Prefect's server, say, which lives on when the driver is killed."""
+    program = (
+        "import os, signal, subprocess\nfrom flows import sweeper\nsweeper.start()\n"
+        "print(subprocess.Popen(['sleep', '60'], stdout=subprocess.DEVNULL).pid, flush=True)\n"
+        "os.kill(os.getpid(), signal.SIGKILL)"
+    )
+    other = subprocess.Popen(["sleep", "60"], env={sweeper.DRIVER_VARIABLE: str(os.getpid())})
+    driver = subprocess.run([sys.executable, "-c", program], capture_output=True, check=False)
+    assert driver.returncode == -signal.SIGKILL
+    left, deadline = Path(f"/proc/{int(driver.stdout)}/cmdline"), time.monotonic() + 20
+    while left.exists() and left.read_bytes():
         assert time.monotonic() < deadline
         time.sleep(0.02)
     assert other.poll() is None, "its driver lives"
