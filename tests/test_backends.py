@@ -150,6 +150,7 @@ def test_kaolin_is_taken_for_meshes_on_cuda_where_it_is_installed(
 def test_no_package_is_named_outside_of_the_folder_of_its_operation() -> None:
     folders = ("splatting/*.py", "mesh_rasterisation/*.py", "geometry/marching*.py")
     allowed = {file for folder in folders for file in (ROOT / "gha_core").glob(folder)}
+    allowed.add(ROOT / "benchmarks" / "opensplat.py")  # a file of that project has such a name
     files = [f for folder in ("gha_core", "tasks", "flows", "benchmarks")
              for f in (ROOT / folder).rglob("*.py")]  # fmt: skip
     names = re.compile("|".join(PACKAGES))

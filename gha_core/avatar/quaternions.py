@@ -54,7 +54,9 @@ def facing(direction: Tensor) -> Tensor:
     Undefined only for -z itself, where any half turn about an axis across will do: x is taken.
     """
     x, y, z = direction.unbind(-1)
-    quaternion = torch.stack([1 + z, -y, x, torch.zeros_like(z)], -1)
+    across = x * x + y * y
+    w = torch.where(z < 0, across / (1 - z).clamp_min(1), 1 + z)  # 1 + z without the cancellation near -z
+    quaternion = torch.stack([w, -y, x, torch.zeros_like(z)], -1)
     opposite = torch.tensor([0.0, 1.0, 0.0, 0.0]).to(quaternion)
-    quaternion = torch.where((z < -1 + 1e-6)[..., None], opposite, quaternion)
+    quaternion = torch.where(((z < 0) & (across < 1e-30))[..., None], opposite, quaternion)
     return quaternion / quaternion.norm(dim=-1, keepdim=True)
