@@ -55,7 +55,8 @@ def facing(direction: Tensor) -> Tensor:
     """
     x, y, z = direction.unbind(-1)
     across = x * x + y * y
-    w = torch.where(z < 0, across / (1 - z).clamp_min(1), 1 + z)  # 1 + z without the cancellation near -z
+    # 1 + z, without the cancellation near -z.
+    w = torch.where(z < 0, across / (1 - z).clamp_min(1), 1 + z)
     quaternion = torch.stack([w, -y, x, torch.zeros_like(z)], -1)
     opposite = torch.tensor([0.0, 1.0, 0.0, 0.0]).to(quaternion)
     quaternion = torch.where(((z < 0) & (across < 1e-30))[..., None], opposite, quaternion)
