@@ -52,7 +52,6 @@ struct alignas(64) Gaussian {
     float limit;          // q at which alpha falls below MIN_ALPHA
     float half_x, half_y; // px, extent of the ellipse q = limit; alpha itself decides
     float depth;
-    TileBox tiles;        // none where it is not drawn
 };
 
 // A Gaussian in a tile.
@@ -83,7 +82,8 @@ struct Taken {
 };
 
 struct View {
-    std::unique_ptr<Gaussian[]> gaussians;
+    std::unique_ptr<Gaussian[]> gaussians; // nothing is written where they are not drawn
+    std::vector<TileBox> tiles;            // per Gaussian; none where it is not drawn
     std::vector<int64_t> tile_begin;  // tile -> first entry; one more at the end
     std::vector<Entry> entries;       // per tile, near to far
     std::vector<uint32_t> slot_begin; // Gaussian -> first of its slots; one more at the end
@@ -141,11 +141,12 @@ struct Projected {
     const float *opacities;
 };
 
-// Gaussians [from, to) of a view and the tiles that they touch.
-void find_gaussians(View &view, const Bins &bins, const Projected &in, int from, int to) {
+// Gaussians [from, to) of a view and the tiles that they touch; how many those are.
+int64_t find_gaussians(View &view, const Bins &bins, const Projected &in, int from, int to) {
+    int64_t entries = 0;
     for (int i = from; i < to; i++) {
         Gaussian &g = view.gaussians[i];
-        g.tiles = {0, -1, 0, -1};
+        view.tiles[i] = {0, -1, 0, -1};
         if (!in.visible[i]) continue;
         g.x = in.means2d[2 * i], g.y = in.means2d[2 * i + 1];
         g.a = in.conics[3 * i], g.b = in.conics[3 * i + 1], g.c = in.conics[3 * i + 2];
@@ -157,12 +158,14 @@ void find_gaussians(View &view, const Bins &bins, const Projected &in, int from,
         if (!(g.determinant > 0.0f) || !(g.limit >= 0.0f)) continue;
         g.half_x = std::sqrt(g.limit * g.c / g.determinant) * 1.001f + 0.01f;
         g.half_y = std::sqrt(g.limit * g.a / g.determinant) * 1.001f + 0.01f;
-        g.tiles = tiles_of(g, bins);
+        view.tiles[i] = tiles_of(g, bins);
+        entries += view.tiles[i].size();
     }
+    return entries;
 }
 
 // List the Gaussians per tile, near to far.
-void fill_tiles(View &view, const Bins &bins) {
+void fill_tiles(View &view, const Bins &bins, const float *depths) {
     const size_t tiles = size_t(bins.across) * bins.down;
     std::vector<uint32_t> key;
     std::vector<int> ids;
@@ -172,17 +175,17 @@ void fill_tiles(View &view, const Bins &bins) {
     view.tile_begin.assign(tiles + 1, 0);
     uint32_t slots = 0;
     for (int i = 0; i < bins.count; i++) {
-        const Gaussian &g = view.gaussians[i];
+        const TileBox box = view.tiles[i];
         view.slot_begin[i] = slots;
-        const int touched = g.tiles.size();
+        const int touched = box.size();
         if (!touched) continue;
         if (touched > 1 || bins.views > 1) slots += uint32_t(touched);
         uint32_t bits;
-        std::memcpy(&bits, &g.depth, sizeof bits);
+        std::memcpy(&bits, depths + i, sizeof bits);
         key.push_back(bits);
         ids.push_back(i);
-        for (int y = g.tiles.top; y <= g.tiles.bottom; y++)
-            for (int x = g.tiles.left; x <= g.tiles.right; x++)
+        for (int y = box.top; y <= box.bottom; y++)
+            for (int x = box.left; x <= box.right; x++)
                 view.tile_begin[y * bins.across + x + 1]++;
     }
     view.slot_begin[bins.count] = slots;
@@ -191,7 +194,7 @@ void fill_tiles(View &view, const Bins &bins) {
     view.entries.resize(view.tile_begin[tiles]);
     sort_by(key, ids);
     for (int id : ids) {
-        const TileBox box = view.gaussians[id].tiles;
+        const TileBox box = view.tiles[id];
         uint32_t slot = view.slot_begin[id];
         const bool alone = slot == view.slot_begin[id + 1];
         for (int y = box.top; y <= box.bottom; y++)
@@ -662,21 +665,26 @@ Bins *splat_forward(In3 means2d, In3 conics, In2 depths, Array<const bool, nb::n
     const size_t count = size_t(bins->count);
 
     nb::gil_scoped_release release;
-    for (View &view : bins->view) view.gaussians.reset(new Gaussian[count]);
+    for (View &view : bins->view) {
+        view.gaussians.reset(new Gaussian[count]);
+        view.tiles.resize(count);
+    }
     const int chunks = int((count + CHUNK - 1) / CHUNK);
+    std::vector<int64_t> entries(size_t(bins->views) * chunks);
     in_parallel(bins->views * chunks, threads, [&](int job) {
         const size_t v = job / chunks, from = size_t(job % chunks) * CHUNK;
         const Projected in{means2d.data() + v * count * 2, conics.data() + v * count * 3,
                            depths.data() + v * count, visible.data() + v * count,
                            opacities.data()};
-        find_gaussians(bins->view[v], *bins, in, int(from), int(std::min(from + CHUNK, count)));
+        const size_t to = std::min(from + CHUNK, count);
+        entries[job] = find_gaussians(bins->view[v], *bins, in, int(from), int(to));
     });
-    int64_t total = 0;
-    for (const View &view : bins->view)
-        for (size_t i = 0; i < count; i++) total += view.gaussians[i].tiles.size();
+    const int64_t total = std::accumulate(entries.begin(), entries.end(), int64_t(0));
     if (total >= MOST_ENTRIES)
         throw std::length_error(std::to_string(total) + " intersections of Gaussians and tiles");
-    in_parallel(bins->views, threads, [&](int v) { fill_tiles(bins->view[v], *bins); });
+    in_parallel(bins->views, threads, [&](int v) {
+        fill_tiles(bins->view[v], *bins, depths.data() + v * count);
+    });
     for (View &view : bins->view) view.taken.resize(keep ? tiles : 0);
 #pragma omp parallel num_threads(threads)
     {
@@ -734,7 +742,7 @@ void splat_backward(const Bins &bins, In2 features, In1 background, In3 alpha, I
             for (int v = 0; v < bins.views; v++) {
                 const View &view = bins.view[v];
                 const uint32_t first = view.slot_begin[i], end = view.slot_begin[i + 1];
-                if (first == end && view.gaussians[i].tiles.size()) continue; // was ALONE
+                if (first == end && view.tiles[i].size()) continue; // was ALONE
                 std::fill(sum.begin(), sum.end(), 0.0f);
                 for (uint32_t slot = first; slot < end; slot++) {
                     if (!touched[v][slot]) continue;
