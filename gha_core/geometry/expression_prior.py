@@ -65,7 +65,8 @@ def carry(
             candidates = FaceSearch(neutral_vertices, faces).near(points)
         corners = neutral_vertices[faces[candidates]]  # [N, k, 3, 3]
         weights = closest_on_triangle(points[:, None].expand(*corners.shape[:2], 3), corners)
-        distance = ((weights[..., None] * corners).sum(-2) - points[:, None]).norm(dim=-1)
+        a, b, c = (weights[..., [k]] * corners[..., k, :] for k in range(3))
+        distance = (a + b + c - points[:, None]).norm(dim=-1)
         distance, best = distance.min(1)
         every = torch.arange(len(points), device=points.device)
         fade = ((fade_end - distance) / (fade_end - fade_start)).clamp(0, 1)
@@ -102,29 +103,32 @@ def closest_on_triangle(points: Tensor, triangles: Tensor) -> Tensor:
 
     Either the foot of the perpendicular, if it lies inside, or the closest point on an edge.
     """
-    a, b, c = triangles.unbind(-2)
-    ab, ac, ap = b - a, c - a, points - a
+    # Components come first inside: sums over a last axis of three are many times slower.
+    corners = triangles.movedim((-2, -1), (0, 1)).contiguous()
+    point = points.movedim(-1, 0).contiguous()
+    a, b, c = corners
+    ab, ac, ap = b - a, c - a, point - a
     d00, d01, d11 = _dot(ab, ab), _dot(ab, ac), _dot(ac, ac)
     d20, d21 = _dot(ap, ab), _dot(ap, ac)
     area = (d00 * d11 - d01 * d01).clamp_min(1e-20)
     v, w = (d11 * d20 - d01 * d21) / area, (d00 * d21 - d01 * d20) / area
-    inside = torch.stack([1 - v - w, v, w], -1)
+    inside = torch.stack([1 - v - w, v, w])
 
-    on_edges = []
+    nearest = torch.full_like(v, torch.inf)
+    on_edge = torch.zeros_like(inside)
     for first, second in ((0, 1), (1, 2), (2, 0)):
-        start, end = triangles[..., first, :], triangles[..., second, :]
-        along = _dot(points - start, end - start) / _dot(end - start, end - start).clamp_min(1e-20)
+        start, across = corners[first], corners[second] - corners[first]
+        along = _dot(point - start, across) / _dot(across, across).clamp_min(1e-20)
         along = along.clamp(0, 1)
+        rest = start + along * across - point
+        distance = _dot(rest, rest)
         weight = torch.zeros_like(inside)
-        weight[..., first], weight[..., second] = 1 - along, along
-        on_edges.append(weight)
-    edges = torch.stack(on_edges, -2)  # [..., 3 edges, 3]
-    reached = (edges[..., None] * triangles[..., None, :, :]).sum(-2)
-    nearest = (reached - points[..., None, :]).norm(dim=-1).argmin(-1)
-    index = nearest[..., None, None].expand(*nearest.shape, 1, 3)
-    on_edge = edges.gather(-2, index).squeeze(-2)
-    return torch.where((inside >= 0).all(-1, keepdim=True), inside, on_edge)
+        weight[first], weight[second] = 1 - along, along
+        on_edge = torch.where(distance < nearest, weight, on_edge)
+        nearest = torch.minimum(distance, nearest)
+    return torch.where((inside >= 0).all(0), inside, on_edge).movedim(0, -1)
 
 
 def _dot(a: Tensor, b: Tensor) -> Tensor:
-    return (a * b).sum(-1)
+    """[...] inner products along the first axis."""
+    return (a * b).sum(0)

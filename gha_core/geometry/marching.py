@@ -58,8 +58,12 @@ def cross(tets: Tensor, sdf: Tensor) -> Crossing:
                 owner = (case == code).nonzero()[:, 0]
                 local = vertex[owner][:, torch.tensor(triangles)]  # [., triangles, 3]
                 parts.append(local.reshape(-1, 3))
-        nodes, pairs = torch.unique(pairs, return_inverse=True)
-        return Crossing(nodes, pairs, torch.cat(parts))
+        used = torch.zeros(len(sdf), dtype=torch.bool)
+        used[pairs] = True
+        nodes = used.nonzero()[:, 0]
+        number = torch.empty(len(sdf), dtype=torch.int64)
+        number[nodes] = torch.arange(len(nodes))
+        return Crossing(nodes, number[pairs], torch.cat(parts))
 
 
 def interpolate(positions: Tensor, sdf: Tensor, pairs: Tensor) -> tuple[Tensor, Tensor]:

@@ -27,6 +27,7 @@ from gha_core.mesh_rasterisation import Edges, MeshImage, mesh_edges, render_mes
 from gha_core.progress import track
 
 HISTORY_EVERY = 10  # steps
+COARSEST_LATTICE = 8  # cells along the longest side
 SKIN_STRIDE = 4  # every step looks at one in so many vertices of the tracked face
 
 
@@ -35,6 +36,7 @@ class Settings:
     """How to train; ``tasks/geometry.py`` says what each means and gives its bounds."""
 
     resolution: int = 32
+    coarse_part: float = 0.5
     width: int = 64
     steps: int = 400
     views_per_step: int = 4
@@ -100,7 +102,9 @@ def train(
     """
     state = _start(face, settings, seed)
     lattice = fill_box(box.lower, box.upper, settings.resolution)
-    extractor = Extractor(lattice, lattice.spacing / 2, face)
+    # A mesh a quarter as large finds the head as well; what it cannot show is left to the fine one.
+    rough = fill_box(box.lower, box.upper, max(COARSEST_LATTICE, settings.resolution // 2))
+    extractors = [Extractor(each, lattice.spacing / 2, face) for each in (rough, lattice)]
     landmark_prior = carry(face.landmarks, face.vertices, face.expression_basis, face.faces)
     if checkpoint and checkpoint.exists():
         load_checkpoint(checkpoint, state)
@@ -113,7 +117,8 @@ def train(
             save_checkpoint(checkpoint, state)
             saved = time.monotonic()
         frame, views, where = _draw(frames, settings.views_per_step, seed, step)
-        surface = extractor.surface(state.networks, where)
+        fine = step >= settings.coarse_part * settings.steps
+        surface = extractors[fine].surface(state.networks, where)
         terms = _terms(state, surface, frame, views, where, face, landmark_prior, settings)
         total = losses.weighted_sum(terms, settings.weights, where)
         _update(state, total, settings)

@@ -17,9 +17,10 @@ struct Triangle {
     int x0, x1, y0, y1; // inclusive range of pixels whose centres lie in the bounding box
 };
 
-struct Buffers {
-    int64_t *face;
-    float *barycentric, *depth;
+// What the pixels see so far.
+struct Nearest {
+    double *inverse_depth; // zero where nothing is
+    int32_t *triangle;
     int width;
 };
 
@@ -32,53 +33,79 @@ GHA_INLINE bool pixel_range(double low, double high, int size, int &first, int &
     return first <= last;
 }
 
+// Barycentric coordinates in the image.
+GHA_INLINE void flat_weights(const Triangle &t, double px, double py, double *b) {
+    const double *x = t.x, *y = t.y;
+    b[0] = ((x[1] - px) * (y[2] - py) - (x[2] - px) * (y[1] - py)) * t.inverse_area;
+    b[1] = ((x[2] - px) * (y[0] - py) - (x[0] - px) * (y[2] - py)) * t.inverse_area;
+    b[2] = ((x[0] - px) * (y[1] - py) - (x[1] - px) * (y[0] - py)) * t.inverse_area;
+}
+
 // All pixels of rows [row0, row1) that the triangle covers, edges included.
-GHA_MULTIVERSION void fill(const Triangle &t, int row0, int row1, const Buffers &out, double *best) {
+GHA_MULTIVERSION void fill(const Triangle &t, int32_t index, int row0, int row1,
+                           const Nearest &out) {
     const double *x = t.x, *y = t.y;
     // Where each edge crosses a row bounds the columns worth testing: long thin triangles (strands
-    // of hair) cover little of their bounding boxes. One pixel of slack leaves the exact test to
-    // decide.
-    double slope[3], towards[3];
+    // of hair) cover little of their bounding boxes. The slack is far more than rounding and
+    // leaves the exact test to decide.
+    double slope[3], towards[3], largest = 0.0;
     for (int k = 0; k < 3; ++k) {
         const int a = (k + 1) % 3, b = (k + 2) % 3;
         const double rise = y[b] - y[a];
-        const bool level = std::abs(rise) < 1e-6; // crosses a row anywhere or nowhere: no bound
+        const bool level = std::abs(rise) < 1e-3; // crosses a row anywhere or nowhere: no bound
         towards[k] = level ? 0.0 : -rise * t.inverse_area; // sign of weight k's change along a row
         slope[k] = level ? 0.0 : (x[b] - x[a]) / rise;
+        largest = std::max(largest, std::abs(x[k]) + std::abs(y[k]));
     }
+    const double slack = 0.01 + 1e-9 * largest;
     for (int row = std::max(t.y0, row0); row <= std::min(t.y1, row1 - 1); ++row) {
         const double py = row + 0.5;
         double low = t.x0, high = t.x1;
         for (int k = 0; k < 3; ++k) {
             const double crossing = x[(k + 1) % 3] + (py - y[(k + 1) % 3]) * slope[k] - 0.5;
-            if (towards[k] > 0) low = std::max(low, std::floor(crossing) - 1.0);
-            if (towards[k] < 0) high = std::min(high, std::ceil(crossing) + 1.0);
+            if (towards[k] > 0) low = std::max(low, crossing - slack);
+            if (towards[k] < 0) high = std::min(high, crossing + slack);
         }
-        const int first = static_cast<int>(std::min(low, t.x1 + 1.0));
-        const int last = static_cast<int>(std::max(high, t.x0 - 1.0));
+        if (!(low <= high)) continue;
+        const int first = static_cast<int>(std::ceil(low)); // both lie in 0 .. width - 1
+        const int last = static_cast<int>(high);
+        const int64_t start = static_cast<int64_t>(row) * out.width;
         for (int column = first; column <= last; ++column) {
-            const double px = column + 0.5;
-            const double b0 =
-                ((x[1] - px) * (y[2] - py) - (x[2] - px) * (y[1] - py)) * t.inverse_area;
-            const double b1 =
-                ((x[2] - px) * (y[0] - py) - (x[0] - px) * (y[2] - py)) * t.inverse_area;
-            const double b2 =
-                ((x[0] - px) * (y[1] - py) - (x[1] - px) * (y[0] - py)) * t.inverse_area;
-            if (b0 < 0 || b1 < 0 || b2 < 0) continue;
-            const double w0 = b0 * t.inverse_depth[0], w1 = b1 * t.inverse_depth[1],
-                         w2 = b2 * t.inverse_depth[2], sum = w0 + w1 + w2;
-            const int64_t pixel = static_cast<int64_t>(row) * out.width + column;
+            double b[3];
+            flat_weights(t, column + 0.5, py, b);
+            const double sum =
+                b[0] * t.inverse_depth[0] + b[1] * t.inverse_depth[1] + b[2] * t.inverse_depth[2];
             // Faces come in ascending order, so a strict test lets the lowest index win a tie.
-            if (!(sum > best[pixel])) continue;
-            best[pixel] = sum;
-            out.face[pixel] = t.face;
-            out.depth[pixel] = static_cast<float>(1.0 / sum);
-            float *barycentric = out.barycentric + 3 * pixel;
-            barycentric[0] = static_cast<float>(w0 / sum);
-            barycentric[1] = static_cast<float>(w1 / sum);
-            barycentric[2] = static_cast<float>(w2 / sum);
+            if (b[0] < 0 || b[1] < 0 || b[2] < 0 || !(sum > out.inverse_depth[start + column]))
+                continue;
+            out.inverse_depth[start + column] = sum;
+            out.triangle[start + column] = index;
         }
     }
+}
+
+struct Buffers {
+    int64_t *face;
+    float *barycentric, *depth;
+};
+
+// Weights and depth, for what is seen alone: no division is spent on what lies behind.
+GHA_MULTIVERSION void resolve(const std::vector<Triangle> &triangles, int row0, int row1,
+                              const Nearest &seen, const Buffers &out) {
+    for (int row = row0; row < row1; ++row)
+        for (int column = 0; column < seen.width; ++column) {
+            const int64_t pixel = static_cast<int64_t>(row) * seen.width + column;
+            const double sum = seen.inverse_depth[pixel];
+            if (!(sum > 0)) continue;
+            const Triangle &t = triangles[seen.triangle[pixel]];
+            double b[3];
+            flat_weights(t, column + 0.5, row + 0.5, b);
+            out.face[pixel] = t.face;
+            out.depth[pixel] = static_cast<float>(1.0 / sum);
+            for (int k = 0; k < 3; ++k)
+                out.barycentric[3 * pixel + k] =
+                    static_cast<float>(b[k] * t.inverse_depth[k] / sum);
+        }
 }
 
 void rasterize_triangles(Array<const double, nb::shape<-1, 3>> screen,
@@ -118,12 +145,15 @@ void rasterize_triangles(Array<const double, nb::shape<-1, 3>> screen,
         triangles.push_back(t);
     }
     std::vector<double> best(static_cast<size_t>(width) * height, 0.0);
-    const Buffers out{face_index.data(), barycentric.data(), depth.data(), width};
+    std::vector<int32_t> winner(best.size());
+    const Nearest seen{best.data(), winner.data(), width};
+    const Buffers out{face_index.data(), barycentric.data(), depth.data()};
 #pragma omp parallel for schedule(dynamic)
-    for (int band = 0; band < bands; ++band)
-        for (int32_t index : bins[band])
-            fill(triangles[index], band * BAND, std::min(height, (band + 1) * BAND), out,
-                 best.data());
+    for (int band = 0; band < bands; ++band) {
+        const int row0 = band * BAND, row1 = std::min(height, row0 + BAND);
+        for (int32_t index : bins[band]) fill(triangles[index], index, row0, row1, seen);
+        resolve(triangles, row0, row1, seen, out);
+    }
 }
 
 // Squared distance from (px, py) to the segment a-b, given as x y x y.

@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from gha_core.mesh_rasterisation.twin import screen_barycentric, squared_distance
+from gha_core.mesh_rasterisation.twin import squared_distance
 from gha_core.mesh_rasterisation.visibility import (
     BACKENDS,
     NEAR,
@@ -106,13 +106,12 @@ def render_mesh(
     screen = to_screen(vertices, K, w2c)
     covered = fragments.mask.flatten().nonzero()[:, 0]
     face = fragments.face_index.flatten()[covered]
-    corner = faces[face].flatten()
-    corners = screen.index_select(0, corner).reshape(-1, 3, 3)
-    pixel = torch.stack([covered % width, covered // width], -1).to(vertices) + 0.5
-    weighted = screen_barycentric(corners[..., :2], pixel) / corners[..., 2]
-    total = weighted.sum(-1, keepdim=True)
-    values = attributes.index_select(0, corner).reshape(-1, 3, attributes.shape[1])
-    interpolated = ((weighted / total)[..., None] * values).sum(1)
+    corner = faces[face].T.flatten()  # corners, and coordinates, each in a row of their own
+    x, y, z = (row.index_select(0, corner).reshape(3, -1) for row in screen.unbind(1))
+    weighted = _areas(x - (covered % width + 0.5), y - (covered // width + 0.5)) / z
+    weights = weighted / weighted.sum(0)
+    values = attributes.index_select(0, corner).reshape(3, -1, attributes.shape[1])
+    interpolated = (weights[..., None] * values).sum(0)
 
     canvas = attributes.new_zeros(height * width, attributes.shape[1])
     depth = vertices.new_zeros(height * width)
@@ -124,19 +123,27 @@ def render_mesh(
     return MeshImage(
         canvas.index_copy(0, covered, interpolated).reshape(height, width, -1),
         silhouette,
-        depth.index_copy(0, covered, 1 / total[:, 0]).reshape(height, width),
+        depth.index_copy(0, covered, (weights * z).sum(0)).reshape(height, width),
         fragments.mask,
     )
+
+
+def _areas(x: Tensor, y: Tensor) -> Tensor:
+    """[3, P] twice the area that each edge of triangles with corners [3, P] spans with the origin:
+    barycentric coordinates of the origin but for a factor."""
+    (ax, bx, cx), (ay, by, cy) = x, y
+    return torch.stack([bx * cy - by * cx, cx * ay - cy * ax, ax * by - ay * bx])
 
 
 def _outline(screen: Tensor, faces: Tensor, edges: Edges, fragments: Fragments) -> Tensor:
     """[S, 4] the outline's segments, x y x y in pixels, with gradient."""
     with torch.no_grad():
-        x, y, depth = (values[faces.flatten()].reshape(-1, 3) for values in screen.T.contiguous())
-        ahead = (depth > NEAR).all(1)
-        x, y = x - x[:, :1], y - y[:, :1]
-        area = x[:, 1] * y[:, 2] - y[:, 1] * x[:, 2]
-        front = torch.where(ahead, area > 0, False)
+        x, y, depth = screen.T.contiguous()
+        a, b, c = faces.T.contiguous()
+        beyond = depth > NEAR
+        ahead = beyond[a] & beyond[b] & beyond[c]
+        area = (x[b] - x[a]) * (y[c] - y[a]) - (y[b] - y[a]) * (x[c] - x[a])
+        front = ahead & (area > 0)
         one, two = edges.faces.unbind(1)
         other = torch.where(two >= 0, front[two], ~front[one])
         candidate = ((front[one] != other) & ahead[one]).nonzero()[:, 0]
