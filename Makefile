@@ -39,7 +39,7 @@ sanitize: install
 	$(BIN)/python -m zipfile -e $(SANITIZED)/gha-*.whl $(SANITIZED)
 	LD_PRELOAD="$$(c++ -print-file-name=libasan.so) $$(c++ -print-file-name=libstdc++.so)" \
 	ASAN_OPTIONS=detect_leaks=0 OMP_NUM_THREADS=2 PYTHONPATH=tests GHA_SANITIZED=$(SANITIZED) \
-	  $(BIN)/pytest -p sanitized tests/test_splatting.py tests/test_mesh_rasterisation.py
+	  $(BIN)/pytest -p sanitized tests/test_splatting.py tests/test_mesh_rasterisation.py tests/test_perceptron.py
 
 clean:
 	rm -rf .venv build .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -3,22 +3,25 @@
     python -m benchmarks.mlp --json result.json
 
 The twin gives every network every Gaussian and, for each of them, the frame's inputs once more; it
-blends what they say with λ. The floor counts the products that remain when nothing is done twice.
+blends what they say with λ. The peer shares as ours does, but without the kernel. The floor counts
+the products that remain when nothing is done twice.
 """
 
 from __future__ import annotations
 
 from typing import cast
+from unittest import mock
 
 import torch
 from torch import Tensor, nn
 
 from benchmarks.harness import Case, options, run_cases
 from benchmarks.scenes import avatar_head, moment
+from gha_core import perceptron
 from gha_core.avatar.head import ATTRIBUTE_SCALE, POSE, GaussianHead
 from gha_core.geometry.networks import ConditionedMLP, positional_encoding
 
-FULL = [(10_000, 64), (50_000, 64), (50_000, 256)]
+FULL = [(14_000, 64), (50_000, 64), (50_000, 256)]
 QUICK = [(10_000, 64)]
 
 
@@ -40,6 +43,7 @@ def case(count: int, width: int) -> Case:
         ours=lambda: step(head.dynamics(expression, pose), head),
         twin=lambda: step(plain(head, expression, pose), head),
         operations=3 * 2 * products(head),  # each product forward, and twice backward
+        peers={"shared parts in PyTorch": lambda: without_kernel(head, expression, pose)},
         moved=4 * 2 * (head.features.numel() + head.encoding.numel() + 3 * head.colours.numel()),
     )
 
@@ -48,6 +52,12 @@ def step(outputs: tuple[Tensor, ...], head: GaussianHead) -> None:
     networks = [value for name, value in head.named_parameters() if ".layers." in name]
     ones = [torch.ones_like(output) for output in outputs]
     torch.autograd.grad(outputs, [*networks, head.features], ones)
+
+
+def without_kernel(head: GaussianHead, expression: Tensor, pose: Tensor) -> None:
+    with mock.patch.object(perceptron.native, "perceptron_forward", None):
+        outputs = head.dynamics(expression, pose)
+    step(outputs, head)
 
 
 def plain(head: GaussianHead, expression: Tensor, pose: Tensor) -> tuple[Tensor, ...]:

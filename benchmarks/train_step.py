@@ -2,9 +2,10 @@
 
     python -m benchmarks.train_step --json result.json
 
-The pictures are noise; the work is that of the real thing. The twin splats in PyTorch. Steps with
-and without the perceptual distance take turns, and the median is over pairs of them. The floor
-counts the products of all networks, and of the pixels that Gaussians reach.
+The pictures are noise; the work is that of the real thing. The twin splats and evaluates the
+networks in PyTorch; a peer does so with the networks alone. Steps with and without the perceptual
+distance take turns, and the median is over pairs of them. The floor counts the products of all
+networks, and of the pixels that Gaussians reach.
 """
 
 from __future__ import annotations
@@ -20,16 +21,16 @@ from torch.utils.flop_counter import FlopCounterMode
 from benchmarks import mlp, splat
 from benchmarks.harness import measure_machine, options, report, row
 from benchmarks.scenes import avatar_head, moment, pictures, shell
+from gha_core import perceptron, splatting
 from gha_core.avatar.samples import Batch, Frame
 from gha_core.avatar.super_resolution import MARGIN, SCALE, SuperResolution
 from gha_core.avatar.training import Rates, TrainingConfig, Weights, train
 from gha_core.losses import PerceptualDistance
-from gha_core.splatting import native
 
 VIEWS, CHANNELS, WIDTH = 2, 32, 16
 WARM_UP = 2  # steps
 
-FULL = [(10_000, 256, 160, 20), (50_000, 512, 320, 6)]  # Gaussians, picture, close-up (px), steps
+FULL = [(14_000, 256, 160, 20), (50_000, 512, 320, 6)]  # Gaussians, picture, close-up (px), steps
 QUICK = [(4_000, 128, 96, 6)]
 
 
@@ -53,11 +54,13 @@ def main() -> None:
     machine = measure_machine()
     rows = []
     for gaussians, size, crop, steps in QUICK if chosen.quick else FULL:
-        times: dict[str, list[float]] = {"ours": [], "twin": []}
+        times: dict[str, list[float]] = {"ours": [], "twin": [], "networks in PyTorch": []}
         for _ in range(2 if chosen.quick else 3):
             times["ours"] += step_times(gaussians, size, crop, steps)
-            with mock.patch.object(native, "splat_forward", None):
-                times["twin"] += step_times(gaussians, size, crop, 2)
+            with mock.patch.object(perceptron.native, "perceptron_forward", None):
+                times["networks in PyTorch"] += step_times(gaussians, size, crop, steps)
+                with mock.patch.object(splatting.native, "splat_forward", None):
+                    times["twin"] += step_times(gaussians, size, crop, 2)
         name = f"training step, {gaussians} Gaussians, {VIEWS} views of {size}x{size}"
         rows.append(row(name, times, machine.floor(operations(gaussians, size, crop), 0)))
     report(rows, machine, chosen)
@@ -67,9 +70,7 @@ def step_times(gaussians: int, size: int, crop: int, steps: int) -> list[float]:
     """Seconds per step, each the mean of two that follow one another."""
     head, drawing = avatar_head(gaussians, CHANNELS), SuperResolution(CHANNELS, WIDTH)
     views = Noise(size)
-    config = TrainingConfig(
-        steps + WARM_UP + 2, VIEWS, Rates(), Weights(), 0.04, crop, checkpoint_seconds=1e9
-    )
+    config = TrainingConfig(steps + WARM_UP + 2, VIEWS, Rates(), Weights(), 0.04, crop, True, 1e9)
     with tempfile.TemporaryDirectory() as work:
         train(head, drawing, views, PerceptualDistance(), config, Path(work), "")  # type: ignore[arg-type]
     began = views.began[WARM_UP:]
@@ -82,7 +83,8 @@ def operations(gaussians: int, size: int, crop: int) -> float:
     head = avatar_head(gaussians, CHANNELS)
     with torch.no_grad():
         pairs = splat.drawn_pairs(shell(gaussians, CHANNELS, 1, half), half)
-    per_view = pairs * splat.pair_operations(CHANNELS)
+        sharp = splat.drawn_pairs(shell(gaussians, 3, 1, size), size) * (crop / size) ** 2
+    per_view = pairs * splat.pair_operations(CHANNELS) + sharp * splat.pair_operations(3)
     inner = crop // SCALE + 2 * MARGIN
     network = SuperResolution(CHANNELS, WIDTH)
     per_view += _counted(network, torch.rand(1, CHANNELS, inner, inner, requires_grad=True))

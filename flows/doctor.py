@@ -81,10 +81,10 @@ def _backends() -> Iterator[Finding]:
     """Per operation and device, what would do the work, why, and what is missing."""
     import torch
 
-    from gha_core import mesh_rasterisation, splatting
+    from gha_core import mesh_rasterisation, perceptron, splatting
 
     absent = "" if torch.cuda.is_available() else " (there is none here)"
-    for backends in (splatting.BACKENDS, mesh_rasterisation.BACKENDS):
+    for backends in (splatting.BACKENDS, mesh_rasterisation.BACKENDS, perceptron.BACKENDS):
         on_cpu, on_cuda = backends.explain("cpu"), backends.explain("cuda")
         best = not absent and backends.is_best("cuda")
         yield Finding(

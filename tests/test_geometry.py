@@ -192,12 +192,12 @@ def test_positional_encoding_is_the_identity_then_sines_and_cosines() -> None:
 def test_a_shared_condition_is_the_same_as_concatenation() -> None:
     torch.manual_seed(0)
     net = ConditionedMLP(3, 2, [8, 8], 4).double()
-    points, conditions = torch.randn(5, 3).double(), torch.randn(6, 2).double()
-    layers = list(net.layers)
-    x = torch.cat([points.expand(6, 5, 3), conditions[:, None].expand(6, 5, 2)], -1)
-    for layer in layers[:-1]:
+    points, condition = torch.randn(5, 3).double(), torch.randn(2).double()
+    *hidden, last = net.layers
+    x = torch.cat([points, condition.expand(5, 2)], -1)
+    for layer in hidden:
         x = torch.relu(layer(x))
-    assert torch.allclose(net(points, conditions), layers[-1](x))
+    assert torch.allclose(net(points, condition), last(x))
 
 
 def test_lambda_is_one_near_landmarks_zero_far_and_linear_between() -> None:

@@ -201,7 +201,7 @@ def train(
         for step in track(steps, "training avatar", config.steps, start):
             frames = [frame for frame, _ in samples]
             share = 1 / sum(len(batches) for _, batches in samples)
-            worlds = list(pool.map(move, frames))
+            worlds = [move(frame) for frame in frames]
             jobs = [
                 [
                     pool.submit(draw, world, frame, view, step, place, share)
@@ -210,9 +210,10 @@ def train(
                 for world, (frame, batches) in zip(worlds, samples, strict=True)
             ]
             if step + 1 < config.steps:  # while the others draw
-                samples = views.at_step(step + 1, config.views)
+                with _threads(1):
+                    samples = views.at_step(step + 1, config.views)
             lessons = [[job.result() for job in of_frame] for of_frame in jobs]
-            learned = list(pool.map(learn, worlds, lessons))
+            learned = [learn(*each) for each in zip(worlds, lessons, strict=True)]
             drawn = [lesson for of_frame in lessons for lesson in of_frame]
             for parameter, *gradients in zip(own, *learned, strict=True):
                 parameter.grad = _total(gradients)
@@ -253,20 +254,30 @@ def _side_by_side(workers: int) -> Iterator[ThreadPoolExecutor]:
     Two views on a core each take little more than half the time that they take one after the other
     on two cores: the tensors are too small to be worth cutting up.
     """
-    threads = torch.get_num_threads()
+    each = max(1, torch.get_num_threads() // workers)
 
     def prepare() -> None:
-        torch.set_num_threads(max(1, threads // workers))
+        torch.set_num_threads(each)
         # Adam's moments of what is rarely seen fade into denormal numbers, which are slow.
         torch.set_flush_denormal(True)
 
-    prepare()
+    torch.set_flush_denormal(True)
     try:
         with ThreadPoolExecutor(workers, initializer=prepare) as pool:
             yield pool
     finally:
-        torch.set_num_threads(threads)
         torch.set_flush_denormal(False)
+
+
+@contextmanager
+def _threads(count: int) -> Iterator[None]:
+    """Operations of this thread are cut up among so many."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def _means(window: list[Terms]) -> list[tuple[str, float]]:

@@ -13,6 +13,8 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 
+from gha_core.perceptron import perceptron
+
 OCTAVES = 4
 FEATURES = 128
 CHANNELS = 32
@@ -51,8 +53,8 @@ def control_weight(points: Tensor, landmarks: Tensor, t1: float, t2: float) -> T
 class ConditionedMLP(nn.Module):
     """An MLP with ReLU on [point, condition], where all points share the condition.
 
-    The same function as concatenation, but the first layer multiplies the points once for all
-    conditions and each condition once for all points.
+    The same function as concatenation, but the first layer multiplies the condition once for all
+    points: its part becomes a bias.
 
     Args:
         point_size, condition_size: input sizes P and C; C may be 0.
@@ -82,30 +84,19 @@ class ConditionedMLP(nn.Module):
         self.layers = nn.ModuleList(linear)
 
     def forward(self, points: Tensor, condition: Tensor | None = None) -> Tensor:
-        """points [N, P] and condition [..., C] to [..., N, O] ([N, O] without condition)."""
-        *hidden, last = cast(list[nn.Linear], list(self.layers))
-        return last(self._hidden(hidden, points, condition))
+        """points [N, P] and the condition [C] that they share, if there is one, to [N, O]."""
+        first, *others = cast(list[nn.Linear], list(self.layers))
+        weights = [first.weight[:, : self.point_size], *(layer.weight for layer in others)]
+        bias: Tensor = first.bias
+        if condition is not None:
+            bias = nn.functional.linear(condition, first.weight[:, self.point_size :], bias)
+        return perceptron(points, weights, [bias, *(layer.bias for layer in others)])
 
     def first_output(self, points: Tensor) -> Tensor:
         """[N]: the first output alone, without condition."""
         *hidden, last = cast(list[nn.Linear], list(self.layers))
-        return self._hidden(hidden, points, None) @ last.weight[0] + last.bias[0]
-
-    def _hidden(self, layers: list[nn.Linear], points: Tensor, condition: Tensor | None) -> Tensor:
-        first, *others = layers
-        weight = first.weight[:, : self.point_size]
-        bias: Tensor = first.bias
-        if condition is not None:
-            # One bias for all points, instead of a sum over the rows of a large tensor.
-            bias = nn.functional.linear(condition, first.weight[:, self.point_size :], bias)
-        if bias.ndim == 1:
-            x = nn.functional.linear(points, weight, bias)
-        else:
-            x = nn.functional.linear(points, weight) + bias[..., None, :]
-        x = torch.relu_(x)
-        for layer in others:
-            x = torch.relu_(layer(x))
-        return x
+        weights = [*(layer.weight for layer in hidden), last.weight[:1]]
+        return perceptron(points, weights, [*(layer.bias for layer in hidden), last.bias[:1]])[:, 0]
 
 
 @dataclass(frozen=True)
@@ -154,11 +145,11 @@ class HeadNetworks(nn.Module):
     def deformation(
         self, points: Tensor, weight: Tensor, expression: Tensor, pose: Tensor
     ) -> Tensor:
-        """[..., N, 3] displacement of neutral points, head space.
+        """[N, 3] displacement of neutral points, head space.
 
         Args:
             points: [N, 3]; weight: [N] λ of :func:`control_weight`.
-            expression: [..., E]; pose: [..., 6] axis-angle (rad) and translation (m).
+            expression: [E]; pose: [6] axis-angle (rad) and translation (m).
         """
         encoded, turned = positional_encoding(points), positional_encoding(pose)
         near, far = weight.nonzero()[:, 0], (1 - weight).nonzero()[:, 0]
@@ -174,10 +165,10 @@ class HeadNetworks(nn.Module):
         pose: Tensor,
         activation: Activation = torch.sigmoid,
     ) -> Tensor:
-        """[..., N, 32] channels; the first three are RGB when ``activation`` is the sigmoid.
+        """[N, 32] channels; the first three are RGB when ``activation`` is the sigmoid.
 
         Args:
-            features: [N, 128]; weight: [N]; expression: [..., E]; pose: [..., 6].
+            features: [N, 128]; weight: [N]; expression: [E]; pose: [6].
             activation: after each network: sigmoid in stage 1, ``identity`` in stage 2.
         """
         near, far = weight.nonzero()[:, 0], (1 - weight).nonzero()[:, 0]
@@ -190,11 +181,11 @@ class HeadNetworks(nn.Module):
 def _mix(
     weight: Tensor, near: Tensor, by_expression: Tensor, far: Tensor, by_pose: Tensor
 ) -> Tensor:
-    """[..., N, C] weight·(expression's values) + (1 - weight)·(pose's values), each given only
+    """[N, C] weight·(expression's values) + (1 - weight)·(pose's values), each given only
     where it counts: at the points ``near`` [n] and ``far`` [f]."""
-    out = by_pose.new_zeros(*by_pose.shape[:-2], len(weight), by_pose.shape[-1])
-    out = out.index_add(-2, far, (1 - weight[far])[:, None] * by_pose)
-    return out.index_add(-2, near, weight[near][:, None] * by_expression)
+    out = by_pose.new_zeros(len(weight), by_pose.shape[-1])
+    out = out.index_add(0, far, (1 - weight[far])[:, None] * by_pose)
+    return out.index_add(0, near, weight[near][:, None] * by_expression)
 
 
 def identity(x: Tensor) -> Tensor:
