@@ -3,7 +3,7 @@
 // Rows are worked on in blocks small enough that all layers of a block stay in the nearest caches.
 // Each chunk of blocks sums its own gradients of the weights, and these sums are added in order: the
 // chunks depend on the number of rows alone, so the bits do not depend on the number of threads.
-#include "kernels.h"
+#include "lanes.h"
 
 #include <nanobind/stl/vector.h>
 
@@ -12,17 +12,12 @@
 #include <type_traits>
 #include <vector>
 
-#pragma GCC diagnostic ignored "-Wpsabi" // registers are not passed between clones
-
 namespace {
 
-constexpr int LANES = 8;   // floats of a register; widths are padded to multiples of it
 constexpr int BLOCK = 48;  // rows
 constexpr int CHUNKS = 32; // at most; each needs room for the gradients of all weights
 
-typedef float Vec __attribute__((vector_size(4 * LANES), aligned(4)));
-typedef int Mask __attribute__((vector_size(4 * LANES)));
-
+// Widths are padded to whole registers.
 int padded(int width) { return (width + LANES - 1) / LANES * LANES; }
 
 // One layer, its matrices padded with zeros.
@@ -59,22 +54,19 @@ enum class Kind {
     ADDED,  // the result so far + product
 };
 
-GHA_INLINE Vec load(const float *at) { return *reinterpret_cast<const Vec *>(at); }
-GHA_INLINE void store(float *at, Vec value) { *reinterpret_cast<Vec *>(at) = value; }
-
 // ROWS x (COLUMNS registers) of the result, held in registers over all `depth` terms.
 template <Kind KIND, int ROWS, int COLUMNS>
 GHA_INLINE void tile(Left left, const float *right, int depth, int width, const float *other,
                      float *result) {
-    Vec sum[ROWS][COLUMNS];
+    F8 sum[ROWS][COLUMNS];
     for (int r = 0; r < ROWS; r++)
         for (int c = 0; c < COLUMNS; c++) {
             if (KIND == Kind::ADDED) sum[r][c] = load(result + size_t(r) * width + c * LANES);
-            else if (KIND == Kind::MASKED) sum[r][c] = Vec{};
+            else if (KIND == Kind::MASKED) sum[r][c] = F8{};
             else sum[r][c] = load(other + c * LANES);
         }
     for (int k = 0; k < depth; k++) {
-        Vec factor[COLUMNS];
+        F8 factor[COLUMNS];
         for (int c = 0; c < COLUMNS; c++) factor[c] = load(right + size_t(k) * width + c * LANES);
         for (int r = 0; r < ROWS; r++) {
             const float scalar = left.data[r * left.per_row + k * left.per_k];
@@ -83,10 +75,10 @@ GHA_INLINE void tile(Left left, const float *right, int depth, int width, const 
     }
     for (int r = 0; r < ROWS; r++)
         for (int c = 0; c < COLUMNS; c++) {
-            Vec value = sum[r][c];
-            if (KIND == Kind::RELU) value = value < 0.0f ? Vec{} : value;
+            F8 value = sum[r][c];
+            if (KIND == Kind::RELU) value = value < 0.0f ? F8{} : value;
             if (KIND == Kind::MASKED)
-                value = load(other + size_t(r) * width + c * LANES) <= 0.0f ? Vec{} : value;
+                value = load(other + size_t(r) * width + c * LANES) <= 0.0f ? F8{} : value;
             store(result + size_t(r) * width + c * LANES, value);
         }
 }
