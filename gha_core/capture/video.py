@@ -7,7 +7,7 @@ the ones behind it.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -93,7 +93,7 @@ def probe(path: Path) -> Video:
 
 
 def read_frames(
-    video: Video, wanted: range | None = None, threads: int = 0
+    video: Video, wanted: Sequence[int] | None = None, threads: int = 0
 ) -> Iterator[tuple[int, Image | None]]:
     """Decode frames one at a time, in order, each exactly once.
 
