@@ -12,8 +12,13 @@ from importlib.metadata import entry_points
 from pathlib import Path
 
 from gha_core.capture import (
+    colmap,
+    generic,
     monocular,
     nersemble,
+    nersemble_v1,
+    reference_layout,
+    transforms,
 )
 from gha_core.capture.capture import (
     Adapter,
@@ -28,6 +33,11 @@ from gha_core.errors import CaptureError
 ENTRY_POINTS = "gha.captures"
 _OWN: tuple[Adapter, ...] = (
     nersemble,
+    nersemble_v1,
+    generic,
+    transforms,
+    colmap,
+    reference_layout,
     monocular,
 )
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -71,3 +72,16 @@ def inside(root: Path, name: Any, where: str) -> Path:
                 "read. Correct the path."
             )
     return root / path
+
+
+def check_name(name: str, where: str) -> str:
+    """``name`` if it can name a camera or a sequence in tables and files.
+
+    Raises:
+        CaptureError: it is empty, too long, or has other characters than letters, digits and ._+-
+    """
+    if not re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9._+-]{0,99}", name):
+        raise CaptureError(
+            f"{where}: {name[:60]!r} cannot be a name; use letters, digits, '.', '_', '+' and '-'."
+        )
+    return name

@@ -69,13 +69,12 @@ def read(path: Path, options: Options) -> Capture:
     }
     mattes = {name: serials(root / f"sequences/{name}/alpha_maps", "cam_") for name in pictures}
     notes: list[str] = []
-    cameras = {each.name: each for each in read_calibration(root / CALIBRATION)}
     return RigCapture(
         Found(
             format=NAME,
             path=root,
             calibration=root / CALIBRATION,
-            cameras=_of_the_right_size(cameras, pictures, root / CALIBRATION, notes),
+            cameras=calibrated_cameras(root / CALIBRATION, pictures, notes),
             pictures=pictures,
             place="sequences/{sequence}/images/cam_{camera}.mp4",
             mattes=mattes,
@@ -157,13 +156,12 @@ def read_calibration(path: Path) -> tuple[Camera, ...]:
     return tuple(cameras)
 
 
-def _of_the_right_size(
-    cameras: dict[str, Camera],
-    pictures: Mapping[str, Mapping[str, Path]],
-    calibration: Path,
-    notes: list[str],
+def calibrated_cameras(
+    calibration: Path, pictures: Mapping[str, Mapping[str, Path]], notes: list[str]
 ) -> dict[str, Camera]:
-    """The cameras with the size that their intrinsics are for, where the file names none."""
+    """The cameras of a ``camera_params.json`` with the size that their intrinsics are for; where
+    the file names none, that of the sensor or of the videos, whichever fits, and a note."""
+    cameras = {each.name: each for each in read_calibration(calibration)}
     first = next((each for files in pictures.values() for each in files.items()), None)
     if first is None or all(each.width and each.height for each in cameras.values()):
         return cameras

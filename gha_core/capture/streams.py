@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
 
@@ -55,10 +55,12 @@ class PictureFiles:
 
     Attributes:
         rate: timesteps per second.
+        limits: pictures of the same size that are black where the picture is not to be seen.
     """
 
     files: Mapping[int, Path]
     rate: float = 25.0
+    limits: Mapping[int, Path] = field(default_factory=dict)
 
 
 Source = Path | PictureFiles  # a path is that of a video
@@ -173,7 +175,9 @@ class _PictureStream:
         for timestep in timesteps:
             try:
                 image = read_picture(self.source.files[timestep])
-            except CaptureError:
+                if timestep in self.source.limits:
+                    image = np.minimum(image, read_picture(self.source.limits[timestep]))
+            except (CaptureError, ValueError):
                 yield None
                 continue
             yield image if image.shape[:2] == (self.height, self.width) else None

@@ -1,13 +1,15 @@
 """Tracking that a capture came with: where another face model's head was in every timestep.
 
-Of any model the rigid pose is what can be taken over: up to one constant similarity, the same for
-the whole capture, it is the pose of every head. Identity and expression coefficients mean nothing
-without the model's own files; they are carried along as they are.
+Of any model the rigid motion is what can be taken over; identity and expression coefficients mean
+nothing without the model's own files and are carried along as they are.
 
-FLAME turns the head twice: by its root (rotation, translation) and by the neck joint, whose place
-depends on the model file. Without it the neck's turn is applied about the root's origin: the
-rotation of the head is exact, and its position is off by as much as the neck joint lies off that
-origin times the turn, which a constant cannot absorb where the neck moves a lot.
+FLAME turns the head by its root and then by the neck, each about a joint whose place depends on the
+model's files and on the shape. With the joints at j and k, a point x of the head is at
+
+    t + j + R_root (k - j) + R_root R_neck (x - k)
+
+so that the motion is known up to three constant vectors, which tracking finds
+(:mod:`gha_core.fitting.given_poses`).
 """
 
 from __future__ import annotations
@@ -47,14 +49,17 @@ class TrackedFaces:
 
 @dataclass(frozen=True)
 class TrackedFace:
-    """One timestep: ``x_world = scale * R(rotation) @ x_model + translation``.
+    """One timestep of a head that is turned by its root and by its neck.
 
     Attributes:
-        rotation: [3] axis-angle, model to world; translation: [3] world units.
+        rotation: [3] axis-angle of the head, model to world: the neck's turn, then the root's.
+        root: [3] axis-angle of the root alone.
+        translation: [3] world units; scale: world units per unit of the model.
         coefficients: what else the model was given, by name, as it was found.
     """
 
     rotation: Floats
+    root: Floats
     translation: Floats
     scale: float
     coefficients: Mapping[str, Floats] = field(default_factory=dict)
@@ -74,7 +79,7 @@ def read_flame_frame(path: Path) -> tuple[TrackedFace, Floats]:
         name: _finite(parts[name], name, path).ravel() for name in known if name in parts
     }
     shape = _finite(parts["shape"], "shape", path).ravel() if "shape" in parts else np.zeros(0)
-    return TrackedFace(_turned(pose[0], neck), pose[1], 1.0, coefficients), shape
+    return TrackedFace(_turned(pose[0], neck), pose[0], pose[1], 1.0, coefficients), shape
 
 
 def read_flame_sequence(path: Path, sequence: str) -> TrackedFaces:
@@ -105,6 +110,7 @@ def read_flame_sequence(path: Path, sequence: str) -> TrackedFaces:
     frames = {
         (sequence, int(timestep)): TrackedFace(
             _turned(rotation[i], neck[i]),
+            rotation[i],
             translation[i],
             scale,
             {name: values[i] for name, values in curves.items()},
