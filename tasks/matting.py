@@ -155,7 +155,7 @@ def _matted(
         else:
             alpha = np.zeros(image.shape[:2], np.float32)
             reason = "the capture has no matte of this frame"
-        alpha = np.where(_inside_photo(row), alpha, 0)
+        alpha = np.where(_inside_photo(row), alpha, np.float32(0))
         matte = np.rint(alpha * 255).astype(np.uint8)
         area = float(alpha.mean())
         if reason:

@@ -90,6 +90,9 @@ def _inside(start: int, side: int, extent: int) -> int:
     return min(max(start, low), high)
 
 
+_ROUNDS = 60
+
+
 @dataclass(frozen=True)
 class PixelMap:
     """Between the photo as it was filmed and the stored frame: lens distortion, crop and scale.
@@ -114,24 +117,25 @@ class PixelMap:
         )
 
     def to_stored(self, pixels: NDArray[np.float64]) -> NDArray[np.float64]:
-        """[N, 2] filmed to [N, 2] stored pixels; iterates where the lens distorts."""
+        """[N, 2] filmed to [N, 2] stored pixels; where the lens distorts, by fixed-point iteration,
+        which converges for all lenses that are not fisheyes."""
         straight = pixels
-        if self.distortion.any():
-            enough = (cv2.TERM_CRITERIA_COUNT | cv2.TERM_CRITERIA_EPS, 100, 1e-12)
-            straight = cv2.undistortPointsIter(
-                pixels[:, None], self.K, self.distortion, np.eye(3), self.K, enough
-            )[:, 0]
+        for _ in range(_ROUNDS if self.distortion.any() else 0):
+            straight = straight + (pixels - self._bent(straight))
         return straight @ self.transform[:2, :2].T + self.transform[:2, 2]
 
     def to_source(self, pixels: NDArray[np.float64]) -> NDArray[np.float64]:
         """[N, 2] stored to [N, 2] filmed pixels, the inverse of :meth:`to_stored`."""
         back = np.linalg.inv(self.transform)
-        straight = pixels @ back[:2, :2].T + back[:2, 2]
+        return self._bent(pixels @ back[:2, :2].T + back[:2, 2])
+
+    def _bent(self, straight: NDArray[np.float64]) -> NDArray[np.float64]:
+        """[N, 2] as the lens distorts them."""
         if not self.distortion.any():
             return straight
         rays = np.linalg.solve(self.K, np.column_stack([straight, np.ones(len(straight))]).T).T
         bent, _ = cv2.projectPoints(rays, np.zeros(3), np.zeros(3), self.K, self.distortion)
-        return bent[:, 0]
+        return np.asarray(bent[:, 0], float)
 
 
 class Undistorter:

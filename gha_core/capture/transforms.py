@@ -200,7 +200,7 @@ def opencv_w2c(c2w: NDArray[np.float64], where: str) -> NDArray[np.float64]:
     if not np.isfinite(c2w).all():
         raise CaptureError(f"{where}: transform_matrix contains NaN or infinity.")
     try:
-        return np.linalg.inv(c2w @ _OPENGL)
+        return np.asarray(np.linalg.inv(c2w @ _OPENGL), float)
     except np.linalg.LinAlgError:
         raise CaptureError(f"{where}: transform_matrix is singular.") from None
 
