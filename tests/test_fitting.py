@@ -317,6 +317,7 @@ def write_inputs(root: Path, seen: Observations, hidden: Camera | None = None) -
                 rows.append({**row, "points": points.astype(np.float32).ravel()})
     write_table(root / "ingest/frames.parquet", schemas.FRAMES, frames)
     write_table(root / "ingest/cameras.parquet", schemas.CAMERAS, [c.row("s") for c in cameras])
+    write_table(root / "ingest/given_tracking.parquet", schemas.GIVEN_TRACKING, given)
     write_table(root / "landmarks/landmarks.parquet", schemas.LANDMARKS, rows)
     splits = Splits(test_cameras=(hidden.name,) if hidden else (), test_last=0.25)
     return Inputs("s", root / "nowhere", "auto", root, root / "work", splits)

@@ -84,10 +84,10 @@ def test_a_format_is_detected_and_its_rig_is_read(tmp_path: Path, name: str) -> 
         assert np.allclose(camera.K, truth.K)
         # Up to the scale, which is arbitrary for COLMAP and plain nerfstudio.
         assert np.allclose(camera.w2c[:3, :3], truth.w2c[:3, :3], atol=1e-9)
-        ratio = camera.w2c[:3, 3] / truth.w2c[:3, 3]
-        assert np.allclose(truth.w2c[:3, 3] * ratio[2], camera.w2c[:3, 3], atol=1e-9)
+        ratio = camera.w2c[2, 3] / truth.w2c[2, 3]
+        assert np.allclose(truth.w2c[:3, 3] * ratio, camera.w2c[:3, 3], atol=1e-9)
         if expected not in ("colmap",) and name != "nerfstudio":
-            assert ratio[2] == pytest.approx(1)
+            assert ratio == pytest.approx(1)
     for sequence in capture.sequences:
         read = numbers(capture, sequence.name)
         assert read == [(index, {index}) for index in sequence.timesteps]
@@ -586,7 +586,7 @@ def read_or_refused(read: Callable[[], Any]) -> Any:
 
 
 SOME = settings(
-    max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+    max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
 )
 
 
@@ -654,6 +654,7 @@ def test_any_entry_of_transforms_is_read_or_refused(
     if not root.exists():
         trees.write_transforms(tmp_path)
     content = trees.transforms()
+    content["frames"] = content["frames"][:3]
     content["frames"][1][key] = value
     (root / "transforms.json").write_text(json.dumps(content))
     capture = read_or_refused(lambda: opened(root))

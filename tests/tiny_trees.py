@@ -164,7 +164,7 @@ def write_transforms(folder: Path, timed: bool = True, name: str = "vhap") -> Pa
 
 
 def quaternion(camera: Any) -> list[float]:
-    x, y, z, w = Rotation.from_matrix(camera.w2c[:3, :3]).as_quat()
+    x, y, z, w = Rotation.from_matrix(camera.w2c[:3, :3]).as_quat().tolist()
     return [w, x, y, z]
 
 
