@@ -14,6 +14,7 @@ from pathlib import Path
 import av
 import numpy as np
 from av.error import FFmpegError
+from av.video.reformatter import VideoReformatter
 
 from gha_core.artifacts.images import Image
 from gha_core.errors import CaptureError
@@ -113,6 +114,9 @@ def read_frames(
     if expected is None:
         return
     last, damaged = -1, False
+    reformatter = (
+        VideoReformatter()
+    )  # one for all frames: setting one up takes a quarter of a frame
     for running, frame in enumerate(_decode(video.path, threads)):
         stamp = frame.pts
         number = ranks.get(stamp, -1) if ranks and stamp is not None else running
@@ -125,7 +129,7 @@ def read_frames(
         if expected is None:
             return
         if number == expected:
-            yield number, None if damaged else _upright(frame, video.rotation)
+            yield number, None if damaged else _upright(frame, reformatter, video.rotation)
             expected = next(numbers, None)
             if expected is None:
                 return
@@ -169,9 +173,9 @@ def _shown_packets(
     ]
 
 
-def _upright(frame: av.VideoFrame, quarters: int) -> Image:
+def _upright(frame: av.VideoFrame, reformatter: VideoReformatter, quarters: int) -> Image:
     # The conversion follows the colour matrix that the file names, BT.601 where it names none.
-    image = frame.to_ndarray(format="rgb24").astype(np.uint8, copy=False)
+    image = reformatter.reformat(frame, format="rgb24").to_ndarray().astype(np.uint8, copy=False)
     return np.ascontiguousarray(np.rot90(image, quarters))
 
 
