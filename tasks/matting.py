@@ -149,21 +149,16 @@ def _matted(
         place = (row["sequence"], row["timestep"], row["camera"])
         reason = None
         if row["camera"] in mattings:
-            alpha = mattings[row["camera"]](image)
+            alpha = mattings[row["camera"]](image).astype(np.float32, copy=False)
         elif place in given:
-            alpha = decode_matte(given[place]).astype(np.float32) / 255
+            alpha = (decode_matte(given[place]) / 255).astype(np.float32)
         else:
             alpha = np.zeros(image.shape[:2], np.float32)
             reason = "the capture has no matte of this frame"
-        alpha = np.where(_inside_photo(row), alpha, np.float32(0))
+        alpha = np.where(_inside_photo(row), alpha, np.float32(0)).astype(np.float32)
         matte = np.rint(alpha * 255).astype(np.uint8)
         area = float(alpha.mean())
-        if reason:
-            pass
-        elif area < params.min_area:
-            reason = f"the matte is empty: {area:.1%} of the frame is foreground"
-        elif area > params.max_area:
-            reason = f"the matte is full: {area:.1%} of the frame is foreground"
+        reason = reason or _unusable(area, params)
         stored = {**key, "alpha": encode_png(matte)}
         stored |= {"width": row["width"], "height": row["height"]}
         shown = on_checker(image, alpha) if tuple(key.values()) in chosen else None
@@ -178,6 +173,14 @@ def _matted(
                 yield pending.popleft().result()
         while pending:
             yield pending.popleft().result()
+
+
+def _unusable(area: float, params: Params) -> str | None:
+    if area < params.min_area:
+        return f"the matte is empty: {area:.1%} of the frame is foreground"
+    if area > params.max_area:
+        return f"the matte is full: {area:.1%} of the frame is foreground"
+    return None
 
 
 def on_checker(image: Image, alpha: NDArray[np.float32], cell: int = 16) -> Image:

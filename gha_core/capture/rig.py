@@ -103,11 +103,11 @@ class RigCapture:
     def frames(self, sequence: str, timesteps: Sequence[int]) -> Iterator[Timestep]:
         streams, mattes = self._streams[sequence], self._mattes[sequence]
         clock = streams[min(streams)]
-        one_each = 1 if len(streams) + len(mattes) > 1 else 0
+        one_each = 1 if len(streams) + len(mattes) > 1 else cores()
         readers = [_Reader(each, timesteps, one_each) for each in streams.values()]
         masks = [_Reader(each, timesteps, one_each) for each in mattes.values()]
         pending: deque[tuple[int, list[Future], list[Future]]] = deque()
-        with ThreadPoolExecutor(min(len(readers) + len(masks), 2 * cores())) as pool:
+        with ThreadPoolExecutor(min(len(readers) + len(masks), cores())) as pool:
 
             def finish() -> Timestep:
                 timestep, images, masked = pending.popleft()
