@@ -688,3 +688,27 @@ def test_flame_frames_are_keyed_by_their_numbers(tmp_path: Path) -> None:
     path = trees.flame_sequence(tmp_path / "a.npz", frames=np.array([4, 4, 9]))
     with pytest.raises(CaptureError, match="each of the 3 timesteps once"):
         read_flame_sequence(path, "FREE")
+
+
+def test_no_more_than_a_few_timesteps_are_decoded_ahead(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """However long the capture: what is decoded follows what is asked for."""
+    root = trees.write_rig(tmp_path)
+    for path in list(root.glob("images/*/*")) + list(root.glob("masks/*/*")):
+        path.unlink()
+    for serial in SERIALS:
+        for k in range(12):
+            write_picture(root / f"images/{serial}/{k}.png", numbered(k))
+    shutil.rmtree(root / "masks")
+    capture = opened(root)
+    decoded: list[Path] = []
+
+    def read(path: Path) -> Any:
+        decoded.append(path)
+        return numbered(0)
+
+    monkeypatch.setattr("gha_core.capture.streams.read_picture", read)
+    for asked, timestep in enumerate(capture.frames("sequence", range(12))):
+        assert timestep.index == asked
+        assert len(decoded) <= len(SERIALS) * (asked + 2)

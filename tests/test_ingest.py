@@ -323,7 +323,7 @@ def test_a_crop_around_the_tracked_head_holds_it_and_little_else() -> None:
 # the way back ------------------------------------------------------------------------------------
 
 
-@settings(deadline=None)
+@settings(deadline=None, max_examples=40)
 @given(
     place=st.tuples(st.integers(-50, 900), st.integers(-50, 900), st.integers(40, 1500)),
     size=st.integers(32, 1024),
