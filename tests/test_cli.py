@@ -145,7 +145,7 @@ def test_mistakes_are_sentences(project: Path, arguments: list[str], sentence: s
 
 def test_a_taken_name_is_not_given_away(project: Path) -> None:
     gha("add", "ann", "footage/ann.mp4")
-    (project / "footage/other.mp4").write_text("other")
+    write_video(project / "footage/other.mp4", [numbered(k) for k in range(2)])
     sentence = refused("add", "ann", "footage/other.mp4")
     assert "The name ann is taken by footage/ann.mp4" in sentence
 
