@@ -40,6 +40,8 @@ from gha_core.capture import (
 )
 from gha_core.capture.describe import describe
 from gha_core.capture.nersemble_v1 import affine_correction
+from gha_core.capture.rig import _Reader
+from gha_core.capture.streams import open_stream
 from gha_core.capture.tracked import read_flame_sequence, read_npz
 from gha_core.errors import CaptureError
 
@@ -712,3 +714,12 @@ def test_no_more_than_a_few_timesteps_are_decoded_ahead(
     for asked, timestep in enumerate(capture.frames("sequence", range(12))):
         assert timestep.index == asked
         assert len(decoded) <= len(SERIALS) * (asked + 2)
+
+
+def test_pictures_asked_for_out_of_turn_are_the_right_ones(tmp_path: Path) -> None:
+    """Threads start in order but need not go on in order."""
+    path = trees.write_rig(tmp_path, videos=True) / f"videos/talk/{A}.mp4"
+    reader = _Reader(open_stream(path), range(3), 1)
+    found = {timestep: reader.at(timestep) for timestep in (1, 0, 2)}
+    assert {t: number_of(each[0]) for t, each in found.items() if each} == {0: 0, 1: 1, 2: 2}
+    assert reader.at(3) is None

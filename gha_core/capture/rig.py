@@ -279,16 +279,17 @@ class RigCapture:
 
 
 class _Reader:
-    """One stream's pictures in order. Of the few calls that are under way at a time the earlier
-    has the lock first: a pool starts them in the order in which they were submitted, and no third
-    one is submitted before the first has ended."""
+    """One stream's pictures by timestep, each asked for once and about in order. Whichever of the
+    few calls that are under way comes first reads on as far as it needs to and leaves the others
+    theirs."""
 
     def __init__(self, stream: Stream, timesteps: Sequence[int], threads: int) -> None:
         has = stream.timesteps
         known = has if isinstance(has, range) else frozenset(has)
-        self._own = [timestep for timestep in timesteps if timestep in known]
-        self._has = frozenset(self._own)
-        self._pictures = stream.read(self._own, threads)
+        own = [timestep for timestep in timesteps if timestep in known]
+        self._has = frozenset(own)
+        self._pictures = zip(own, stream.read(own, threads), strict=False)
+        self._ready: dict[int, Image | None] = {}
         self._lock = Lock()
 
     def at(self, timestep: int) -> tuple[Image | None] | None:
@@ -296,7 +297,10 @@ class _Reader:
         if timestep not in self._has:
             return None
         with self._lock:
-            return (next(self._pictures),)
+            while timestep not in self._ready:
+                number, picture = next(self._pictures)
+                self._ready[number] = picture
+            return (self._ready.pop(timestep),)
 
 
 def _opened(sources: Mapping[str, Source]) -> dict[str, Stream]:
