@@ -88,7 +88,7 @@ Names = Annotated[list[str] | None, typer.Argument(help="Subjects.", autocomplet
 def add(
     name: Annotated[str, typer.Argument(help="A new name: letters, digits, - and _.")],
     path: Annotated[Path, typer.Argument(help="The capture: a folder or a video file.")],
-    format: Annotated[str, typer.Option(help="auto, nersemble or monocular.")] = "auto",
+    format: Annotated[str, typer.Option(help="auto, or a format's name.")] = "auto",
     test_camera: Annotated[
         list[str] | None, typer.Option(help="Hold this camera out for evaluation; repeatable.")
     ] = None,
@@ -99,20 +99,28 @@ def add(
         float | None, typer.Option(help="Hold out this last fraction of every sequence.")
     ] = None,
 ) -> None:
-    """Register a capture under a name. Nothing is copied: data/captures/NAME links to it.
+    """Register a capture under a name, and say what is in it. All files are opened and checked.
+
+    Nothing is copied: data/captures/NAME links to it.
 
     Example: gha add anna ~/footage/anna.mp4 --test-last 0.2
     """
     path = path.expanduser().absolute()
     from flows import project
-    from gha_core.capture import FORMATS, detect_format
+    from gha_core.capture import adapters, detect_format, open_capture
+    from gha_core.capture.describe import describe
     from gha_core.errors import ParameterError
+    from tasks.parameters import check_subject_name
 
     project.enter()
     if format == "auto":
         format = detect_format(path)
-    elif format not in FORMATS:
-        raise ParameterError(f"There is no format {format!r}; known are: {', '.join(FORMATS)}.")
+    known = adapters()
+    if format not in known:
+        raise ParameterError(f"There is no format {format!r}; known are: {', '.join(known)}.")
+    check_subject_name(name)
+    with console.status(f"Opening {path} …"):
+        lines = describe(open_capture(path, format))
     splits = {
         "test_cameras": test_camera,
         "test_sequences": test_sequence,
@@ -120,7 +128,10 @@ def add(
     }
     chosen = {key: value for key, value in splits.items() if value}
     project.add_subject(name, path, format, chosen)
-    console.print(f"{name}: {path} ({FORMATS[format]}). Next: gha run {name}", highlight=False)
+    said = [f"{name}: {path}", f"format: {format}, {known[format].WHAT}", *lines]
+    for line in said:
+        console.print(line, highlight=False, markup=False, soft_wrap=True)
+    console.print(f"Next: gha run {name}", highlight=False)
 
 
 @app.command()

@@ -390,7 +390,9 @@ def _footer(watch: Watch) -> str:
 
 
 def _count(progress: Progress) -> str:
-    return f"{progress.description} {progress.done}/{progress.total or '?'}"
+    speed = progress.done / progress.seconds if progress.seconds > 1 else 0.0
+    rate = f", {speed:.3g}/s" if speed else ""
+    return f"{progress.description} {progress.done}/{progress.total or '?'}{rate}"
 
 
 def _left(progress: Progress | None) -> float | None:

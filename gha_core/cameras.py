@@ -104,7 +104,7 @@ def check_camera(camera: Camera, source: str) -> None:
     def bad(what: str) -> CaptureError:
         return CaptureError(f"Camera {camera.name} in {source}: {what}")
 
-    if not (np.isfinite(camera.K).all() and np.isfinite(camera.w2c).all()):
+    if not all(np.isfinite(each).all() for each in (camera.K, camera.w2c, camera.distortion)):
         raise bad("the calibration contains NaN or infinity. Calibrate this camera again.")
     if camera.K[0, 0] <= 0 or camera.K[1, 1] <= 0:
         raise bad(

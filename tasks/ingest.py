@@ -6,11 +6,13 @@ from collections import deque
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
+from itertools import chain, groupby
 from pathlib import Path
 from typing import Any, Literal
 
 import cv2
 import numpy as np
+from numpy.typing import NDArray
 from pydantic import Field
 
 from gha_core.artifacts import schemas
@@ -19,9 +21,9 @@ from gha_core.artifacts.images import Image, encode_jpeg, encode_png
 from gha_core.artifacts.stage_folder import write_json
 from gha_core.artifacts.tables import TableWriter, write_table
 from gha_core.cameras import Camera
-from gha_core.capture import Capture, Timestep, open_capture
+from gha_core.capture import Capture, SequenceInfo, Timestep, open_capture
 from gha_core.capture.crop import Crop, Undistorter, square, whole
-from gha_core.capture.framing import frame_face, frame_rig
+from gha_core.capture.framing import frame_face, frame_rig, frame_tracked
 from gha_core.errors import CaptureError, locate
 from gha_core.processors import cores
 from gha_core.progress import track
@@ -31,6 +33,8 @@ _FACE_SAMPLES = 24
 _PREVIEW_TIMESTEPS, _PREVIEW_CAMERAS = 6, 16
 # A picture whose brightest and darkest pixels differ by less than this (levels) shows nothing.
 _BLANK_RANGE = 4
+# Metres; from FLAME's origin, which is in the head, to the crown, with hair.
+_HEAD_RADIUS = 0.2
 
 
 class Params(StageParams):
@@ -39,8 +43,9 @@ class Params(StageParams):
     image_size: int = Field(256, ge=64, le=4096, description="side of the stored frames, px")
     crop: Literal["auto", "none"] | tuple[int, int, int] = Field(
         "auto",
-        description="auto: a square around the head (one camera) or around the point that all "
-        "cameras look at; none: the whole photo, longer side = size; [x, y, side] in source px",
+        description="auto: a square around the head where it is tracked or found (one camera), or "
+        "around the point that all cameras look at; none: the whole photo, longer side = size; "
+        "[x, y, side] in source px",
     )
     sequences: tuple[str, ...] = Field(
         ("*",), min_length=1, description="patterns of the sequences to use"
@@ -48,7 +53,11 @@ class Params(StageParams):
     cameras: tuple[str, ...] = Field(
         ("*",), min_length=1, description="patterns of the cameras to use"
     )
-    stride: int = Field(1, ge=1, description="use every n-th timestep")
+    fps: float | None = Field(None, gt=0, description="use so many timesteps per second; null: all")
+    stride: int = Field(1, ge=1, description="use every n-th of these timesteps")
+    pick: Literal["first", "sharpest"] = Field(
+        "first", description="which of the timesteps that fps and stride pass over: first is quick"
+    )
     max_frames: int | None = Field(
         None, ge=1, description="at most so many timesteps per sequence; null: all"
     )
@@ -68,7 +77,8 @@ class Params(StageParams):
 
 
 def run(inputs: Inputs, params: Params, out: Path) -> None:
-    """Read ``inputs.capture`` and write frames, cameras, backgrounds and rejects to ``out``.
+    """Read ``inputs.capture`` and write frames, cameras, backgrounds and rejects to ``out``, and
+    the mattes and the tracking that the capture came with.
 
     Raises:
         CaptureError: the capture cannot be used, or too many of its frames.
@@ -82,10 +92,7 @@ def run(inputs: Inputs, params: Params, out: Path) -> None:
         colour_correction=params.colour_correction,
         focal_length=params.focal_length,
     )
-    wanted = {
-        sequence.name: range(sequence.frames)[:: params.stride][: params.max_frames]
-        for sequence in capture.sequences
-    }
+    wanted = {sequence.name: _windows(sequence, params) for sequence in capture.sequences}
     crops, notes = _choose_crops(capture, params, wanted, str(inputs.capture))
     pictures = {
         camera.name: _Pictures(camera, crops[camera.name], capture) for camera in capture.cameras
@@ -93,21 +100,30 @@ def run(inputs: Inputs, params: Params, out: Path) -> None:
     write_table(
         out / "cameras.parquet",
         schemas.CAMERAS,
-        [pictures[name].stored_camera.row(inputs.subject) for name in pictures],
+        [each.camera_row(inputs.subject) for each in pictures.values()],
     )
     backgrounds = [
         row for each in pictures.values() if (row := each.background_row(inputs.subject))
     ]
     write_table(out / "backgrounds.parquet", schemas.BACKGROUNDS, backgrounds)
+    tracked = _tracking_rows(capture, wanted, inputs.subject)
+    write_table(out / "given_tracking.parquet", schemas.GIVEN_TRACKING, tracked)
 
     tally = _Tally(wanted, list(pictures))
-    with TableWriter(out / "frames.parquet", schemas.FRAMES) as frames:
-        for row, image in _rows(capture, pictures, wanted, inputs.subject, params.jpeg_quality):
-            if image is None:
-                tally.reject(row)
-            else:
-                frames.write(row)
-                tally.accept(row, image)
+    total = len(pictures) * sum(len(window) for each in wanted.values() for window in each)
+    views = _sharpest(_views(capture, pictures, wanted, inputs.subject, params.jpeg_quality, total))
+    with (
+        TableWriter(out / "frames.parquet", schemas.FRAMES) as frames,
+        TableWriter(out / "mattes.parquet", schemas.ALPHA) as mattes,
+    ):
+        for view in views:
+            if view.image is None:
+                tally.reject(view.row)
+                continue
+            frames.write(view.row)
+            tally.accept(view.row, view.image)
+            if view.matte is not None:
+                mattes.write(view.matte)
     write_table(out / "rejects.parquet", schemas.REJECTS, tally.rejects)
     tally.check(params.max_rejected, inputs.capture)
 
@@ -128,9 +144,76 @@ def run(inputs: Inputs, params: Params, out: Path) -> None:
             "frames": tally.accepted,
             "rejects": len(tally.rejects),
             "backgrounds": len(backgrounds),
+            "mattes": mattes.count,
+            "tracked": len(tracked),
             "warnings": [*capture.notes, *notes, *_crop_notes(pictures)],
         },
     )
+
+
+Window = list[int]
+"""Timesteps of a sequence of which one is stored."""
+
+
+def _windows(sequence: SequenceInfo, params: Params) -> list[Window]:
+    """What to choose from for every stored timestep."""
+    timesteps = list(sequence.timesteps)
+    windows: list[Window] = [[each] for each in timesteps]
+    if params.fps is not None and params.fps < sequence.rate:
+        moments: dict[int, Window] = {}
+        for each in timesteps:
+            # Rounded, for 24 of 72 frames per second is every third in spite of 1/3.
+            place = round((each - timesteps[0]) * params.fps / sequence.rate, 6)
+            moments.setdefault(int(place), []).append(each)
+        windows = list(moments.values())
+    windows = [
+        list(chain(*windows[i : i + params.stride])) for i in range(0, len(windows), params.stride)
+    ]
+    windows = windows[: params.max_frames]
+    return windows if params.pick == "sharpest" else [window[:1] for window in windows]
+
+
+def _tracking_rows(
+    capture: Capture, wanted: dict[str, list[Window]], subject: str
+) -> list[dict[str, Any]]:
+    if capture.tracking is None:
+        return []
+    chosen = {(name, t) for name, windows in wanted.items() for window in windows for t in window}
+    return [
+        {
+            "subject": subject,
+            "sequence": key[0],
+            "timestep": key[1],
+            "model": capture.tracking.model,
+            "rotation": face.rotation,
+            "root": face.root,
+            "translation": face.translation,
+            "scale": face.scale,
+            "coefficients": [(name, each) for name, each in sorted(face.coefficients.items())],
+        }
+        for key, face in capture.tracking.frames.items()
+        if key in chosen
+    ]
+
+
+@dataclass(frozen=True)
+class _View:
+    """One picture on its way to the tables.
+
+    Attributes:
+        row: of the frames table; of the rejects if there is no image.
+        image: as stored; matte: the row of the mattes table, if the capture has one.
+        window: number of its window in its sequence.
+    """
+
+    row: dict[str, Any]
+    image: Image | None
+    matte: dict[str, Any] | None = None
+    window: int = 0
+
+    @property
+    def moment(self) -> tuple[str, int]:
+        return self.row["sequence"], self.row["timestep"]
 
 
 class _Pictures:
@@ -143,6 +226,13 @@ class _Pictures:
         self.stored_camera = plain.transformed(
             crop.transform, crop.stored_width, crop.stored_height
         )
+
+    def camera_row(self, subject: str) -> dict[str, Any]:
+        return {
+            **self.stored_camera.row(subject),
+            "source_K": self.source.K.ravel().tolist(),
+            "source_distortion": np.asarray(self.source.distortion, float).tolist(),
+        }
 
     def stored(self, image: Image) -> Image:
         # Colours last: the correction is per pixel, and there are fewer of them now.
@@ -161,35 +251,50 @@ class _Pictures:
             "height": self.crop.stored_height,
         }
 
-    def frame_row(
-        self, subject: str, sequence: str, timestep: Timestep, quality: int
-    ) -> tuple[dict[str, Any], Image | None]:
-        """The row of the frames table and the picture in it, or a row of rejects and None."""
+    def view(
+        self, subject: str, sequence: str, timestep: Timestep, window: int, quality: int
+    ) -> _View:
+        """The picture as it is stored, or why there is none."""
+        name = self.source.name
         key = {
             "subject": subject,
             "sequence": sequence,
             "timestep": timestep.index,
-            "camera": self.source.name,
+            "camera": name,
         }
-        image = timestep.images[self.source.name]
+        image = timestep.images.get(name)
         if image is None:
-            return {**key, "reason": "the frame cannot be decoded"}, None
+            absent = name not in timestep.images
+            why = "the capture has no picture of it" if absent else "the frame cannot be decoded"
+            return _View({**key, "reason": why}, None, None, window)
         stored = self.stored(image)
         luma = cv2.cvtColor(stored, cv2.COLOR_RGB2GRAY)
         if int(luma.max()) - int(luma.min()) < _BLANK_RANGE:
-            return {**key, "reason": "the frame is blank: all its pixels are alike"}, None
+            why = "the frame is blank: all its pixels are alike"
+            return _View({**key, "reason": why}, None, None, window)
+        size = {"width": self.crop.stored_width, "height": self.crop.stored_height}
         row = {
             **key,
+            **size,
             "image": encode_jpeg(stored, quality),
-            "width": self.crop.stored_width,
-            "height": self.crop.stored_height,
             "time": timestep.seconds,
             "sharpness": float(cv2.Laplacian(luma, cv2.CV_32F).var()),
             "transform": self.crop.transform.ravel().tolist(),
             "source_width": self.source.width,
             "source_height": self.source.height,
         }
-        return row, stored
+        matte = timestep.mattes.get(name)
+        if matte is None:
+            return _View(row, stored, None, window)
+        alpha = encode_png(self.crop.apply(self._undistort(self._fitting(matte))))
+        return _View(row, stored, {**key, **size, "alpha": alpha}, window)
+
+    def _fitting(self, matte: Image) -> Image:
+        """The matte at the size of the photo."""
+        size = (self.source.width, self.source.height)
+        if matte.shape[:2] == size[::-1]:
+            return matte
+        return cv2.resize(matte, size, interpolation=cv2.INTER_LINEAR).astype(np.uint8)
 
     def summary(self) -> dict[str, Any]:
         crop = self.crop
@@ -203,7 +308,7 @@ class _Pictures:
 
 
 def _choose_crops(
-    capture: Capture, params: Params, wanted: dict[str, range], where: str
+    capture: Capture, params: Params, wanted: dict[str, list[Window]], where: str
 ) -> tuple[dict[str, Crop], list[str]]:
     cameras = capture.cameras
     if params.crop == "none":
@@ -221,17 +326,29 @@ def _choose_crops(
                     "pixels."
                 )
         return {each.name: square(x, y, side, params.image_size) for each in cameras}, []
+    heads = _tracked_heads(capture)
+    if heads is not None:
+        return frame_tracked(cameras, heads, _HEAD_RADIUS, params.image_size), []
     if len(cameras) > 1:
         return frame_rig(cameras, params.image_size)
     only = cameras[0].name
     return {only: frame_face(_samples(capture, wanted), params.image_size, where)}, []
 
 
-def _samples(capture: Capture, wanted: dict[str, range]) -> list[Image]:
+def _tracked_heads(capture: Capture) -> NDArray[np.float64] | None:
+    """[N, 3] where a tracking in metres has the head; FLAME's origin is in it, near the neck."""
+    tracking = capture.tracking
+    if tracking is None or tracking.model != "FLAME":
+        return None
+    return np.array([face.translation for face in tracking.frames.values()])
+
+
+def _samples(capture: Capture, wanted: dict[str, list[Window]]) -> list[Image]:
     """Some frames of the only camera, evenly over all sequences."""
     each = max(1, _FACE_SAMPLES // len(wanted))
     images = []
-    for sequence, timesteps in wanted.items():
+    for sequence, windows in wanted.items():
+        timesteps = [window[0] for window in windows]
         some = timesteps[:: max(1, len(timesteps) // each)]
         undistort = Undistorter(capture.cameras[0])
         for timestep in track(
@@ -243,43 +360,62 @@ def _samples(capture: Capture, wanted: dict[str, range]) -> list[Image]:
     return images
 
 
-def _rows(
-    capture: Capture, pictures: dict[str, _Pictures], wanted: dict[str, range], subject: str,
-    quality: int,
-) -> Iterator[tuple[dict[str, Any], Image | None]]:  # fmt: skip
-    """All rows in the order of the table. While one timestep is encoded, the next is decoded."""
-    pending: deque[list[Future]] = deque()
-    with ThreadPoolExecutor(cores()) as pool:
-        for sequence, timesteps in wanted.items():
-            for timestep in track(
-                capture.frames(sequence, timesteps), f"reading {sequence}", len(timesteps)
-            ):
-                pending.append(
-                    [
-                        pool.submit(each.frame_row, subject, sequence, timestep, quality)
-                        for each in pictures.values()
-                    ]
-                )
-                if len(pending) > 1:
-                    yield from (future.result() for future in pending.popleft())
-        while pending:
-            yield from (future.result() for future in pending.popleft())
+def _views(
+    capture: Capture, pictures: dict[str, _Pictures], wanted: dict[str, list[Window]],
+    subject: str, quality: int, total: int,
+) -> Iterator[_View]:  # fmt: skip
+    """All views in the order of the table. While one timestep is encoded, the next is decoded."""
+
+    def views() -> Iterator[_View]:
+        pending: deque[list[Future[_View]]] = deque()
+        with ThreadPoolExecutor(cores()) as pool:
+            for sequence, windows in wanted.items():
+                place = {t: number for number, window in enumerate(windows) for t in window}
+                for timestep in capture.frames(sequence, list(place)):
+                    window = place[timestep.index]
+                    pending.append(
+                        [
+                            pool.submit(each.view, subject, sequence, timestep, window, quality)
+                            for each in pictures.values()
+                        ]
+                    )
+                    if len(pending) > 1:
+                        yield from (future.result() for future in pending.popleft())
+            while pending:
+                yield from (future.result() for future in pending.popleft())
+
+    return track(views(), "reading frames", total)
+
+
+def _sharpest(views: Iterator[_View]) -> Iterator[_View]:
+    """Of every window the views of the timestep that is sharpest on average; the others pass by,
+    so that no more than two timesteps are held."""
+    for _, window in groupby(views, lambda view: (view.row["sequence"], view.window)):
+        best: list[_View] = []
+        most = -1.0
+        for _, moment in groupby(window, lambda view: view.moment):
+            those = list(moment)
+            sharp = float(np.mean([view.row.get("sharpness", 0.0) for view in those]))
+            if sharp > most:
+                best, most = those, sharp
+        yield from best
 
 
 @dataclass
 class _Tally:
     """Counts what was stored and keeps a few pictures for the preview."""
 
-    wanted: dict[str, range]
+    wanted: dict[str, list[Window]]
     cameras: list[str]
     accepted: int = 0
     rejects: list[dict[str, Any]] = field(default_factory=list)
     preview: dict[ViewKey, Image] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        moments = [(name, index) for name, steps in self.wanted.items() for index in steps]
-        places = np.linspace(0, len(moments) - 1, min(_PREVIEW_TIMESTEPS, len(moments)))
-        self._moments = {moments[round(place)] for place in places}
+        windows = [(name, window) for name, each in self.wanted.items() for window in each]
+        places = np.linspace(0, len(windows) - 1, min(_PREVIEW_TIMESTEPS, len(windows)))
+        some = [windows[round(place)] for place in places]
+        self._moments = {(name, timestep) for name, window in some for timestep in window}
         places = np.linspace(0, len(self.cameras) - 1, min(_PREVIEW_CAMERAS, len(self.cameras)))
         self.preview_cameras = [self.cameras[round(place)] for place in places]
 

@@ -14,8 +14,9 @@ from numpy.typing import NDArray
 from pydantic import Field
 
 from gha_core.artifacts import schemas
+from gha_core.artifacts.blobs import Blobs
 from gha_core.artifacts.contact_sheet import ViewKey, views_sheet
-from gha_core.artifacts.images import Image, decode_image, encode_jpeg, encode_png
+from gha_core.artifacts.images import Image, decode_image, decode_matte, encode_jpeg, encode_png
 from gha_core.artifacts.stage_folder import write_json
 from gha_core.artifacts.tables import TableWriter, read_rows, read_table, write_table
 from gha_core.errors import StageError, locate
@@ -33,10 +34,10 @@ Matting = Callable[[Image], NDArray[np.float32]]
 class Params(StageParams):
     """How mattes are made."""
 
-    backend: Literal["auto", "plate", "selfie"] = Field(
+    backend: Literal["auto", "given", "plate", "selfie"] = Field(
         "auto",
-        description="plate: difference from the empty scene; selfie: a segmentation network; "
-        "auto: plate for every camera that has one, else selfie",
+        description="given: those that the capture came with; plate: difference from the empty "
+        "scene; selfie: a segmentation network; auto: for every camera the first of them it has",
     )
     refine: Literal["guided", "closed_form"] = Field(
         "guided",
@@ -61,9 +62,10 @@ def run(inputs: Inputs, params: Params, out: Path) -> None:
     """Write ``alpha.parquet`` and the rejects for all frames of the ingest artifact.
 
     Raises:
-        StageError: a plate is asked for but absent, or too many mattes are empty or full.
+        StageError: mattes or a plate are asked for but absent, or too many are empty or full.
     """
     mattings, backends = _mattings(inputs["ingest"], params)
+    given = Blobs(inputs["ingest"] / "mattes.parquet", schemas.ALPHA, "alpha")
     frames = inputs["ingest"] / "frames.parquet"
     total = read_table(frames, schemas.FRAMES, columns=["timestep"]).num_rows
     chosen = _preview_keys(frames)
@@ -72,7 +74,7 @@ def run(inputs: Inputs, params: Params, out: Path) -> None:
     areas: dict[str, list[float]] = {camera: [] for camera in backends}
 
     with TableWriter(out / "alpha.parquet", schemas.ALPHA) as table:
-        results = _matted(frames, mattings, params, chosen)
+        results = _matted(frames, mattings, given, params, chosen)
         for row, area, reason, picture in track(results, "matting", total):
             areas[row["camera"]].append(area)
             if reason is None:
@@ -103,17 +105,26 @@ def run(inputs: Inputs, params: Params, out: Path) -> None:
 
 
 def _mattings(ingest: Path, params: Params) -> tuple[dict[str, Matting], dict[str, str]]:
-    """Per camera the function that makes its mattes, and its name."""
+    """Per camera the function that makes its mattes, if they are to be made, and its name."""
     cameras = read_table(ingest / "cameras.parquet", schemas.CAMERAS, ["camera"])["camera"]
     plates = {
         row["camera"]: decode_image(row["image"])
         for row in read_rows(ingest / "backgrounds.parquet", schemas.BACKGROUNDS)
     }
+    file = ingest / "mattes.parquet"
+    matted = set(read_table(file, schemas.ALPHA, ["camera"])["camera"].to_pylist())
     selfie = SelfieMatting(params.refine)
     mattings: dict[str, Matting] = {}
     backends: dict[str, str] = {}
     for camera in cameras.to_pylist():
-        if params.backend != "selfie" and camera in plates:
+        if params.backend in ("auto", "given") and camera in matted:
+            backends[camera] = "given"
+        elif params.backend == "given":
+            raise StageError(
+                f"The capture has no mattes of camera {camera}, but matting.backend is 'given'. "
+                "Add them to the capture, or set matting.backend: auto."
+            )
+        elif params.backend != "selfie" and camera in plates:
             mattings[camera] = PlateMatting(plates[camera], params.refine, params.shadow)
             backends[camera] = "plate"
         elif params.backend == "plate":
@@ -128,23 +139,26 @@ def _mattings(ingest: Path, params: Params) -> tuple[dict[str, Matting], dict[st
 
 
 def _matted(
-    frames: Path, mattings: dict[str, Matting], params: Params, chosen: set[tuple]
+    frames: Path, mattings: dict[str, Matting], given: Blobs, params: Params, chosen: set[tuple]
 ) -> Iterator[tuple[dict[str, Any], float, str | None, Image | None]]:
     """(alpha row, foreground fraction, why it is rejected, picture for the preview) per frame, in
     the order of the table; a bounded number of frames is in memory."""
 
     def work(row: dict[str, Any]) -> tuple[dict[str, Any], float, str | None, Image | None]:
-        image = decode_image(row["image"])
-        alpha = mattings[row["camera"]](image)
-        alpha = np.where(_inside_photo(row), alpha, 0)
+        image, key = decode_image(row["image"]), {name: row[name] for name in _KEY}
+        place = (row["sequence"], row["timestep"], row["camera"])
+        reason = None
+        if row["camera"] in mattings:
+            alpha = mattings[row["camera"]](image).astype(np.float32, copy=False)
+        elif place in given:
+            alpha = (decode_matte(given[place]) / 255).astype(np.float32)
+        else:
+            alpha = np.zeros(image.shape[:2], np.float32)
+            reason = "the capture has no matte of this frame"
+        alpha = np.where(_inside_photo(row), alpha, np.float32(0)).astype(np.float32)
         matte = np.rint(alpha * 255).astype(np.uint8)
         area = float(alpha.mean())
-        reason = None
-        if area < params.min_area:
-            reason = f"the matte is empty: {area:.1%} of the frame is foreground"
-        elif area > params.max_area:
-            reason = f"the matte is full: {area:.1%} of the frame is foreground"
-        key = {name: row[name] for name in _KEY}
+        reason = reason or _unusable(area, params)
         stored = {**key, "alpha": encode_png(matte)}
         stored |= {"width": row["width"], "height": row["height"]}
         shown = on_checker(image, alpha) if tuple(key.values()) in chosen else None
@@ -159,6 +173,14 @@ def _matted(
                 yield pending.popleft().result()
         while pending:
             yield pending.popleft().result()
+
+
+def _unusable(area: float, params: Params) -> str | None:
+    if area < params.min_area:
+        return f"the matte is empty: {area:.1%} of the frame is foreground"
+    if area > params.max_area:
+        return f"the matte is full: {area:.1%} of the frame is foreground"
+    return None
 
 
 def on_checker(image: Image, alpha: NDArray[np.float32], cell: int = 16) -> Image:
@@ -204,6 +226,8 @@ def _check(
             "Does the background plate show the same empty scene, with the same crop and light? "
             "If not, set matting.backend: selfie."
             if backends[first["camera"]] == "plate"
+            else "Are the capture's mattes white where the person is? If not, set matting.backend."
+            if backends[first["camera"]] == "given"
             else "Is the person in the picture? If so, add a background plate to the capture."
         )
         raise StageError(
@@ -215,5 +239,5 @@ def _check(
 def _warnings(backends: dict[str, str], params: Params) -> list[str]:
     without = sorted(camera for camera, name in backends.items() if name == "selfie")
     if params.backend == "auto" and without and len(without) < len(backends):
-        return [f"Cameras without a background plate use selfie: {', '.join(without)}."]
+        return [f"Cameras without a plate or mattes use selfie: {', '.join(without)}."]
     return []

@@ -11,7 +11,7 @@ import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import cv2
 import numpy as np
@@ -30,8 +30,9 @@ from gha_core.artifacts.tensors import save_tensors
 from gha_core.cameras import Camera
 from gha_core.errors import StageError
 from gha_core.faces import FaceModel, head_model
-from gha_core.fitting import Observations, Settings, Track, track_head
+from gha_core.fitting import Observations, Settings, Track, rotations, track_head
 from gha_core.fitting.appearance import Photos
+from gha_core.fitting.given_poses import GivenPoses
 from gha_core.fitting.overlay import draw_overlay
 from gha_core.fitting.tracked_points import tracked_points
 from gha_core.landmarks import LANDMARKS
@@ -68,6 +69,11 @@ class Params(StageParams):
         Settings.identity_timesteps, ge=1, description="most timesteps that teach the identity"
     )
     iterations: int = Field(Settings.iterations, ge=1, le=200, description="most steps per fit")
+    poses: Literal["auto", "given", "landmarks"] = Field(
+        "auto",
+        description="where the head is. given: by the tracking that the capture came with; "
+        "landmarks: found here; auto: given where there is one",
+    )
     photometric: bool = Field(
         True, description="after the landmarks, move the head to where its photos look alike"
     )
@@ -100,7 +106,13 @@ def run(inputs: Inputs, params: Params, out: Path) -> None:
     seen = _read(inputs, params)
     model = head_model()
     photos = _photos(inputs, seen) if params.photometric else None
-    track = track_head(model, seen.observations, params.settings(), photos)
+    given = _given(inputs, seen) if params.poses != "landmarks" else None
+    if params.poses == "given" and given is None:
+        raise StageError(
+            "tracking.poses is 'given', but the capture came with no tracking of these timesteps. "
+            "Set it to auto."
+        )
+    track = track_head(model, seen.observations, params.settings(), photos, given)
     rejects = dict(seen.rejects)
     for index in np.flatnonzero(track.failed):
         frame = seen.frames[index]
@@ -126,7 +138,7 @@ def run(inputs: Inputs, params: Params, out: Path) -> None:
         ),
     )
     (out / "preview.jpg").write_bytes(encode_jpeg(_preview(inputs, seen, head, kept), 90))
-    write_json(out / "summary.json", _summary(seen, track, kept, rejects))
+    write_json(out / "summary.json", _summary(seen, track, kept, rejects, given))
 
 
 @dataclass(frozen=True)
@@ -274,6 +286,22 @@ class _Head:
         return pose.to_world(vertices.numpy())
 
 
+def _given(inputs: Inputs, seen: _Seen) -> GivenPoses | None:
+    """The poses of the tracking that the capture came with, or None if it has none of these."""
+    path = inputs["ingest"] / "given_tracking.parquet"
+    rows = {
+        (row["sequence"], row["timestep"]): row for row in read_rows(path, schemas.GIVEN_TRACKING)
+    }
+    known = np.array([frame in rows for frame in seen.frames])
+    if not known.any():
+        return None
+    nowhere = {"rotation": np.zeros(3), "root": np.zeros(3), "translation": np.zeros(3)}
+    found = [rows.get(frame, nowhere) for frame in seen.frames]
+    vectors = {name: np.array([row[name] for row in found], float) for name in nowhere}
+    turns = {name: rotations.exponential(vectors[name]) for name in ("rotation", "root")}
+    return GivenPoses(turns["rotation"], turns["root"], vectors["translation"], known)
+
+
 def _photos(inputs: Inputs, seen: _Seen) -> Photos:
     """The pictures of a timestep by camera, both as indices into the observations."""
     blobs = Blobs(inputs["ingest"] / "frames.parquet", schemas.FRAMES, "image")
@@ -323,7 +351,11 @@ def _even(items: list[Any], most: int) -> list[Any]:
 
 
 def _summary(
-    seen: _Seen, track: Track, kept: NDArray[np.int64], rejects: dict[Frame, str]
+    seen: _Seen,
+    track: Track,
+    kept: NDArray[np.int64],
+    rejects: dict[Frame, str],
+    given: GivenPoses | None,
 ) -> dict[str, Any]:
     residual = track.residual[kept]
     pixels = residual[np.isfinite(residual)]
@@ -350,8 +382,14 @@ def _summary(
             )
     if len(seen.observations.cameras) == 1:
         warnings.append("One camera only: the head's size is that of the mean person.")
+    if given is not None and not given.known.all():
+        warnings.append(
+            f"{int(np.sum(~given.known))} timesteps are not in the capture's own tracking; their "
+            "poses are from landmarks."
+        )
     return {
         "timesteps": seen.total,
+        "poses": "landmarks" if given is None else "given",
         "tracked": len(kept),
         "rejected": len(rejects),
         "residual_px": {

@@ -205,7 +205,7 @@ def test_nothing_is_decoded_before_a_broken_sequence_is_found(
     def decode(*_: object) -> None:
         raise AssertionError("frames were read")
 
-    monkeypatch.setattr("gha_core.capture.nersemble.read_frames", decode)
+    monkeypatch.setattr("gha_core.capture.streams.read_frames", decode)
     video(capture, "FREE", C).write_bytes(b"")
     with pytest.raises(CaptureError, match=f"cam_{C}"):
         run(capture, tmp_path)

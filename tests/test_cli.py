@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 import small_project
 from small_project import dvc, make
+from tiny_captures import numbered, write_video
 from typer.testing import CliRunner, Result
 
 from flows.cli import app
@@ -59,7 +60,7 @@ def write(folder: Path) -> None:
     (folder / "stage.py").write_text(STAGE)
     (folder / "subjects.yaml").write_text("# people\nsubjects: {}\n")
     (folder / "footage" / "left").mkdir(parents=True)
-    (folder / "footage" / "ann.mp4").write_text("video")
+    write_video(folder / "footage" / "ann.mp4", [numbered(k) for k in range(3)])
 
 
 @pytest.fixture
@@ -114,7 +115,16 @@ def test_add_registers_a_capture_and_links_to_it(project: Path) -> None:
     text = (project / "subjects.yaml").read_text()
     assert "# people" in text
     assert "avatar: {}" in text
+    for part in ("monocular", "1 camera, 48x64 pixels, not calibrated", "3 timesteps", "none"):
+        assert part in done.output
     assert gha("add", "ann", "footage/ann.mp4").exit_code == 0, "adding it again is no mistake"
+
+
+def test_a_capture_that_cannot_be_read_is_not_registered(project: Path) -> None:
+    (project / "footage/bad.mp4").write_text("not found")
+    done = gha("add", "bad", "footage/bad.mp4")
+    assert done.exit_code == 2
+    assert not read_subjects(project)
 
 
 @pytest.mark.parametrize(
@@ -135,7 +145,7 @@ def test_mistakes_are_sentences(project: Path, arguments: list[str], sentence: s
 
 def test_a_taken_name_is_not_given_away(project: Path) -> None:
     gha("add", "ann", "footage/ann.mp4")
-    (project / "footage/other.mp4").write_text("other")
+    write_video(project / "footage/other.mp4", [numbered(k) for k in range(2)])
     sentence = refused("add", "ann", "footage/other.mp4")
     assert "The name ann is taken by footage/ann.mp4" in sentence
 

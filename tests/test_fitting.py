@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -12,6 +14,7 @@ import torch
 from numpy.typing import NDArray
 from safetensors import safe_open
 from safetensors.numpy import load_file
+from scipy.spatial.transform import Rotation
 
 from gha_core.artifacts import schemas
 from gha_core.artifacts.images import encode_jpeg
@@ -23,6 +26,7 @@ from gha_core.faces import FaceModel, head_model
 from gha_core.faces.drift import expected_drift
 from gha_core.faces.identity_space import similarity_to
 from gha_core.fitting import Observations, Settings, Track, track_head
+from gha_core.fitting.given_poses import GivenPoses
 from gha_core.fitting.observations import LandmarkModel
 from gha_core.fitting.residuals import Conditions, State, linearise, residuals
 from gha_core.fitting.solver import smoothness
@@ -280,7 +284,12 @@ def test_smoothness_is_zero_on_straight_lines_and_ignores_gaps() -> None:
 # the stage ----------------------------------------------------------------------------------------
 
 
-def write_inputs(root: Path, seen: Observations, hidden: Camera | None = None) -> Inputs:
+def write_inputs(
+    root: Path,
+    seen: Observations,
+    hidden: Camera | None = None,
+    given: Sequence[dict[str, Any]] = (),
+) -> Inputs:
     """Ingest and landmark artifacts of ``seen``; ``hidden`` gets landmarks of pure noise."""
     rng = np.random.default_rng(int.from_bytes(root.name.encode()[:4], "little"))
     cameras = [*seen.cameras, *([hidden] if hidden else [])]
@@ -317,6 +326,7 @@ def write_inputs(root: Path, seen: Observations, hidden: Camera | None = None) -
                 rows.append({**row, "points": points.astype(np.float32).ravel()})
     write_table(root / "ingest/frames.parquet", schemas.FRAMES, frames)
     write_table(root / "ingest/cameras.parquet", schemas.CAMERAS, [c.row("s") for c in cameras])
+    write_table(root / "ingest/given_tracking.parquet", schemas.GIVEN_TRACKING, given)
     write_table(root / "landmarks/landmarks.parquet", schemas.LANDMARKS, rows)
     splits = Splits(test_cameras=(hidden.name,) if hidden else (), test_last=0.25)
     return Inputs("s", root / "nowhere", "auto", root, root / "work", splits)
@@ -368,3 +378,64 @@ def test_stage_says_when_nothing_was_seen(model: FaceModel, tmp_path: Path) -> N
     inputs = write_inputs(tmp_path / "none", seen)
     with pytest.raises(StageError, match="None of 2 timesteps"):
         tracking.run(inputs, tracking.Params(), tmp_path / "none/out")
+
+
+# poses of another tracker ------------------------------------------------------------------------
+
+
+def given_poses(actor: Actor, shift: float = 0.0) -> GivenPoses:
+    """The truth, told in coordinates of a model that lies elsewhere in the head and looks aside;
+    the last timestep is not known."""
+    head = Rotation.from_rotvec(actor.rotation)
+    aside = Rotation.from_rotvec([0.2, -0.4, 0.1])
+    inner = head * aside.inv()
+    elsewhere = np.array([0.03, -0.05, 0.02])
+    place = actor.translation - inner.apply(elsewhere)
+    place[: len(place) // 2 + 1] += shift
+    known = np.arange(len(place)) < len(place) - 1
+    return GivenPoses(inner.as_matrix(), inner.as_matrix(), place, known)
+
+
+def test_given_poses_are_taken_over_and_expressions_fitted_to_them(model: FaceModel) -> None:
+    actor = Actor(model, 12)
+    seen = actor.seen(rig(2), noise=2.0)
+    own, track = track_head(model, seen), track_head(model, seen, given=given_poses(actor))
+
+    def wobble(track: Track) -> float:
+        """Radians of the found heads to the true ones, without the constant part."""
+        off = Rotation.from_rotvec(track.rotation) * Rotation.from_rotvec(actor.rotation).inv()
+        vectors = off.as_rotvec()[:-1]
+        return float(np.linalg.norm(vectors - vectors.mean(0), axis=1).max())
+
+    assert wobble(track) < 0.003 < wobble(own)
+    jaw = model.expression_names.index("jawOpen")
+    assert np.corrcoef(actor.expression[:, jaw], track.expression[:, jaw])[0, 1] > 0.9
+
+
+def test_given_poses_of_other_frames_are_refused(model: FaceModel) -> None:
+    actor = Actor(model, 8)
+    with pytest.raises(StageError, match=r"contradicts the landmarks.*tracking\.poses"):
+        track_head(model, actor.seen(rig(2)), given=given_poses(actor, shift=1.0))
+
+
+def test_the_stage_uses_given_poses_and_says_so(model: FaceModel, tmp_path: Path) -> None:
+    actor = Actor(model, 4)
+    poses = given_poses(actor)
+    rows = [
+        {
+            "subject": "s", "sequence": "talk", "timestep": k, "model": "FLAME",
+            "rotation": Rotation.from_matrix(poses.rotation[k]).as_rotvec(),
+            "root": Rotation.from_matrix(poses.root[k]).as_rotvec(),
+            "translation": poses.translation[k], "scale": 1.0, "coefficients": [],
+        }
+        for k in range(3)
+    ]  # fmt: skip
+    params = tracking.Params(iterations=4, photometric=False)
+    inputs = write_inputs(tmp_path / "with", actor.seen(rig(2)), given=rows)
+    tracking.run(inputs, params, tmp_path / "with/out")
+    summary = read_json(tmp_path / "with/out/summary.json")
+    assert summary["poses"] == "given"
+    assert any("1 timesteps are not in the capture's own" in each for each in summary["warnings"])
+    inputs = write_inputs(tmp_path / "without", actor.seen(rig(2)))
+    with pytest.raises(StageError, match=r"tracking\.poses is 'given'"):
+        tracking.run(inputs, tracking.Params(poses="given"), tmp_path / "without/out")

@@ -204,6 +204,7 @@ def write_ingest(
     write_table(
         folder / "ingest/cameras.parquet", schemas.CAMERAS, [each.row("s") for each in cameras]
     )
+    write_table(folder / "ingest/mattes.parquet", schemas.ALPHA, [])
     write_table(
         folder / "ingest/backgrounds.parquet",
         schemas.BACKGROUNDS,

@@ -60,6 +60,9 @@ CAMERAS = _schema(
     _field("w2c", _vector(16), "4x4 row-major, OpenCV world to camera, m"),
     _field("width", pa.int32(), "px"),
     _field("height", pa.int32(), "px"),
+    # With a frame's transform these lead back to the pixel that was filmed; null: as stored.
+    _field("source_K", _vector(9), "3x3 row-major, px of the source", nullable=True),
+    _field("source_distortion", _vector(5), "k1 k2 p1 p2 k3 of the source", nullable=True),
 )
 BACKGROUNDS = _schema(
     "backgrounds",
@@ -67,6 +70,17 @@ BACKGROUNDS = _schema(
     _field("image", pa.binary(), "encoded sRGB image, same crop and size as the frames"),
     _field("width", pa.int32(), "px"),
     _field("height", pa.int32(), "px"),
+)
+# What the capture came with, in the pixels of the stored frames: see also ALPHA (mattes.parquet).
+GIVEN_TRACKING = _schema(
+    "given_tracking",
+    FRAME_KEY,
+    _field("model", pa.string(), "the face model that was tracked"),
+    _field("rotation", _vector(3), "axis-angle, rad, the model's head -> world"),
+    _field("root", _vector(3), "axis-angle, rad, the model's root alone -> world"),
+    _field("translation", _vector(3), "world, m"),
+    _field("scale", pa.float64(), "m per unit of the model"),
+    _field("coefficients", pa.map_(pa.string(), _vector(kind=pa.float32())), "as they were found"),
 )
 # Every stage that sets single frames aside writes one; camera is "" when a whole timestep is out.
 REJECTS = _schema("rejects", VIEW_KEY, _field("reason", pa.string()))

@@ -6,7 +6,9 @@ starts at ``x`` and is resized by ``f`` maps ``u`` to ``f (u - x)``.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import cv2
 import numpy as np
@@ -86,6 +88,54 @@ def _inside(start: int, side: int, extent: int) -> int:
     """The start nearest to ``start`` that keeps the box in the photo, or the photo in the box."""
     low, high = sorted((0, extent - side))
     return min(max(start, low), high)
+
+
+_ROUNDS = 60
+
+
+@dataclass(frozen=True)
+class PixelMap:
+    """Between the photo as it was filmed and the stored frame: lens distortion, crop and scale.
+
+    Attributes:
+        transform: [3, 3] undistorted source pixel -> stored pixel.
+        K, distortion: [3, 3] and [5] of the source camera.
+    """
+
+    transform: NDArray[np.float64]
+    K: NDArray[np.float64]
+    distortion: NDArray[np.float64]
+
+    @staticmethod
+    def from_rows(frame: Mapping[str, Any], camera: Mapping[str, Any]) -> PixelMap:
+        """Of a row of ``frames.parquet`` and its camera's row of ``cameras.parquet``."""
+        K, distortion = camera["source_K"], camera["source_distortion"]
+        return PixelMap(
+            np.array(frame["transform"], float).reshape(3, 3),
+            np.eye(3) if K is None else np.array(K, float).reshape(3, 3),
+            np.zeros(5) if distortion is None else np.array(distortion, float),
+        )
+
+    def to_stored(self, pixels: NDArray[np.float64]) -> NDArray[np.float64]:
+        """[N, 2] filmed to [N, 2] stored pixels; where the lens distorts, by fixed-point iteration,
+        which converges for all lenses that are not fisheyes."""
+        straight = pixels
+        for _ in range(_ROUNDS if self.distortion.any() else 0):
+            straight = straight + (pixels - self._bent(straight))
+        return straight @ self.transform[:2, :2].T + self.transform[:2, 2]
+
+    def to_source(self, pixels: NDArray[np.float64]) -> NDArray[np.float64]:
+        """[N, 2] stored to [N, 2] filmed pixels, the inverse of :meth:`to_stored`."""
+        back = np.linalg.inv(self.transform)
+        return self._bent(pixels @ back[:2, :2].T + back[:2, 2])
+
+    def _bent(self, straight: NDArray[np.float64]) -> NDArray[np.float64]:
+        """[N, 2] as the lens distorts them."""
+        if not self.distortion.any():
+            return straight
+        rays = np.linalg.solve(self.K, np.column_stack([straight, np.ones(len(straight))]).T).T
+        bent, _ = cv2.projectPoints(rays, np.zeros(3), np.zeros(3), self.K, self.distortion)
+        return np.asarray(bent[:, 0], float)
 
 
 class Undistorter:

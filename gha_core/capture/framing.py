@@ -54,6 +54,33 @@ def frame_rig(cameras: Sequence[Camera], size: int) -> tuple[dict[str, Crop], li
     return crops, notes
 
 
+def frame_tracked(
+    cameras: Sequence[Camera], heads: NDArray[np.float64], radius: float, size: int
+) -> dict[str, Crop]:
+    """Per camera the square that holds a tracked head in all timesteps, at most as large as the
+    photo's shorter side.
+
+    Args:
+        heads: [N, 3] the head's centre in the world, per timestep.
+        radius: of a ball that holds the head, world units.
+    """
+    crops = {}
+    for camera in cameras:
+        depth = (heads @ camera.w2c[:3, :3].T + camera.w2c[:3, 3])[:, 2]
+        seen = depth > radius
+        shorter = min(camera.width, camera.height)
+        centre, side = np.array([camera.width, camera.height]) / 2, float(shorter)
+        if seen.any():
+            pixels = camera.project(heads[seen])
+            reach = (camera.K[0, 0] * radius / depth[seen])[:, None]
+            # Percentiles: one timestep that was tracked wrongly must not decide the framing.
+            low = np.percentile(pixels - reach, 2, axis=0)
+            high = np.percentile(pixels + reach, 98, axis=0)
+            centre, side = (low + high) / 2, min(float((high - low).max()), shorter)
+        crops[camera.name] = square_around(centre, side, camera.width, camera.height, size)
+    return crops
+
+
 def _convergence(cameras: Sequence[Camera]) -> NDArray[np.float64]:
     """Where the axes meet, without those that miss the point by far more than most."""
     everyone = convergence(list(cameras))

@@ -16,12 +16,27 @@ import numpy as np
 
 from gha_core.artifacts.images import Image
 from gha_core.cameras import Camera, check_camera
-from gha_core.capture.capture import SequenceInfo, Timestep, matching
+from gha_core.capture.capture import Capture, Options, SequenceInfo, Timestep, matching
+from gha_core.capture.streams import VIDEO_SUFFIXES
 from gha_core.capture.video import probe, read_frames
 from gha_core.errors import CaptureError
+from gha_core.processors import cores
+
+NAME = "monocular"
+WHAT = "one video file of one person, no calibration"
 
 CAMERA, SEQUENCE = "camera", "video"
 FOCAL_PER_LONGER_SIDE = 1.2
+
+
+def detect(path: Path) -> bool:
+    return path.is_file() and path.suffix.lower() in VIDEO_SUFFIXES
+
+
+def read(path: Path, options: Options) -> Capture:
+    matching([CAMERA], options.cameras, "camera", path)
+    matching([SEQUENCE], options.sequences, "sequence", path)
+    return MonocularCapture(path, options.focal_length)
 
 
 class MonocularCapture:
@@ -35,22 +50,17 @@ class MonocularCapture:
         CaptureError: the file is unreadable or truncated, or the focal length is not positive.
     """
 
-    format = "monocular"
+    format = NAME
+    calibrated = False
+    matted: frozenset[str] = frozenset()
+    tracking = None
 
-    def __init__(
-        self,
-        path: Path,
-        sequences: Sequence[str] = ("*",),
-        cameras: Sequence[str] = ("*",),
-        focal_length: float | None = None,
-    ) -> None:
+    def __init__(self, path: Path, focal_length: float | None = None) -> None:
         self.path = Path(path)
         if self.path.is_dir():
             raise CaptureError(
                 f"{self.path} is a folder; a monocular capture is one video file. Give its path."
             )
-        matching([CAMERA], cameras, "camera", self.path)
-        matching([SEQUENCE], sequences, "sequence", self.path)
         self._video = probe(self.path)
         width, height = self._video.width, self._video.height
         self.notes: list[str] = []
@@ -71,10 +81,10 @@ class MonocularCapture:
         camera = Camera(CAMERA, K, np.eye(4), width, height)
         check_camera(camera, "ingest.focal_length")
         self.cameras: tuple[Camera, ...] = (camera,)
-        self.sequences = (SequenceInfo(SEQUENCE, self._video.frames, self._video.rate),)
+        self.sequences = (SequenceInfo(SEQUENCE, range(self._video.frames), self._video.rate),)
 
-    def frames(self, sequence: str, timesteps: range) -> Iterator[Timestep]:
-        for index, image in read_frames(self._video, timesteps):
+    def frames(self, sequence: str, timesteps: Sequence[int]) -> Iterator[Timestep]:
+        for index, image in read_frames(self._video, timesteps, cores()):
             yield Timestep(index, self._video.seconds(index), {CAMERA: image})
 
     def background(self, camera: str) -> Image | None:

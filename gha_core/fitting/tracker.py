@@ -26,6 +26,7 @@ from gha_core.faces import FaceModel
 from gha_core.faces.portrait import vertex_normals
 from gha_core.fitting import rotations
 from gha_core.fitting.appearance import Motion, Photos, Skin, align
+from gha_core.fitting.given_poses import GivenPoses, adopt
 from gha_core.fitting.initial_pose import InitialPose, initial_pose
 from gha_core.fitting.observations import LandmarkModel, Observations
 from gha_core.fitting.residuals import (
@@ -104,11 +105,14 @@ def track_head(
     observations: Observations,
     settings: Settings | None = None,
     photos: Photos | None = None,
+    given: GivenPoses | None = None,
 ) -> Track:
     """Fit ``model`` to all timesteps of ``observations``, each with at least one view.
 
     ``photos`` are those of the observations' timesteps and cameras; with None, landmarks alone say
-    where the head is.
+    where the head is. ``given`` poses of the observations' timesteps are taken as they are, up to
+    what the two models' coordinates differ by; only expressions are then fitted, and photos not
+    used, where there are any.
 
     With one camera the scale cannot be seen and stays that of the mean person.
 
@@ -144,7 +148,9 @@ def track_head(
     held_out = np.flatnonzero(~observations.is_train)
     if len(held_out):
         state = _with_held_out(fitter, state, known, observations, references, model)
-    if photos is not None:
+    if given is not None and given.known.any():
+        state = _with_given_poses(fitter, state, observations, given)
+    elif photos is not None:
         state = _aligned(state, model, observations, photos, known[few].tolist())
     return _result(state, landmarks, observations, settings)
 
@@ -173,6 +179,50 @@ def _with_held_out(
         fitted = fitter.sequence(_select(state, mine), observations.select(mine))
         test = np.flatnonzero(~observations.is_train[mine])
         state = _scatter(state, mine[test], _select(fitted, test))
+    return state
+
+
+# Farther apart than this, two trackings are not of the same frames.
+_SAME_TURN, _SAME_PLACE = 0.35, 0.25  # radians, head lengths
+
+
+def _with_given_poses(
+    fitter: _Fitter, state: State, observations: Observations, given: GivenPoses
+) -> State:
+    """The state with the given poses where they are known, and expressions that suit them.
+
+    Raises:
+        StageError: no training timestep is among them, or they contradict the landmarks.
+    """
+    if not (given.known & observations.is_train).any():
+        raise StageError(
+            "The capture's own tracking has none of the training timesteps. Hold out less, or set "
+            "tracking.poses: landmarks."
+        )
+    adopted = adopt(given, state.matrices, state.translation, observations.is_train)
+    turn, place = float(np.median(adopted.turned)), float(np.median(adopted.moved)) / state.scale
+    if turn > _SAME_TURN or place > _SAME_PLACE:
+        raise StageError(
+            f"The capture's own tracking contradicts the landmarks: {np.degrees(turn):.0f} degrees "
+            f"and {place:.2f} head lengths apart in half of the timesteps. Is it of these frames, "
+            "in this world? To do without it set tracking.poses: landmarks."
+        )
+    known = given.known
+    rotation = rotations.logarithm(adopted.rotation @ state.reference.swapaxes(-1, -2))
+    state = replace(
+        state,
+        rotation=np.where(known[:, None], rotation, state.rotation),
+        translation=np.where(known[:, None], adopted.translation, state.translation),
+    )
+    names = np.array(observations.sequences)
+    for name in dict.fromkeys(observations.sequences):
+        # Training timesteps do not see test timesteps.
+        for train in (True, False):
+            chosen = (names == name) & (observations.is_train == train) & known
+            mine = np.flatnonzero(chosen)
+            if len(mine):
+                part = fitter.sequence(_select(state, mine), observations.select(mine), True)
+                state = _scatter(state, mine, part)
     return state
 
 
@@ -265,7 +315,7 @@ class _Fitter:
             state = self._minimise(title, state, observations, solve, prior, "all", most, wide)
         return state
 
-    def sequence(self, state: State, observations: Observations) -> State:
+    def sequence(self, state: State, observations: Observations, keep_poses: bool = False) -> State:
         """Poses and expressions of one sequence, smooth in time."""
         sparsity = self.settings.expression_sparsity
         smooth = self._smoothness(observations, state.scale)
@@ -280,6 +330,7 @@ class _Fitter:
             self._add_expression_prior(at, q, sparsity)
             now = values(at)
             hold = held(at.expression, q.frames_gradient + smooth.gradient(now))
+            hold[:, :POSE] = keep_poses
             step = solve_smooth(q, smooth, now, hold, damping)
             return step, np.zeros(len(at.identity) + 1)
 
