@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import fcntl
 import logging
+import os
 import threading
 import time
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
@@ -25,6 +26,7 @@ from operator import getitem
 from pathlib import Path, PurePath
 from typing import Any, Literal
 
+import psutil
 from dvc.dependency import ParamsDependency
 from dvc.dependency.base import DependencyDoesNotExistError
 from dvc.dependency.param import MissingParamsError
@@ -33,7 +35,12 @@ from dvc.exceptions import DvcException
 from dvc.fs import localfs
 from dvc.lock import LockError
 from dvc.repo import Repo
-from dvc.rwlock import RWLockFileCorruptedError, RWLockFileFormatError, rwlock
+from dvc.rwlock import (
+    RWLockFileCorruptedError,
+    RWLockFileFormatError,
+    _edit_rwlock,
+    rwlock,
+)
 from dvc.stage import PipelineStage
 from dvc.stage.cache import _can_hash, _get_cache_hash
 from dvc.stage.loader import StageLoader
@@ -54,6 +61,7 @@ from gha_core.errors import ArtifactError, CaptureError, GhaError, ParameterErro
 logging.getLogger("dvc").setLevel(logging.ERROR)  # also silences its progress bars
 
 NEVER_RUN = "never run"
+OURS = "gha"  # begins what DVC's lock file says about our stages
 _OUTPUTS = ("outs", "metrics", "plots")
 _UNSET = object()
 
@@ -360,7 +368,7 @@ def _as_dvc_does(repo: Repo, name: str) -> Iterator[None]:
     """Hold what a stage reads and writes."""
     stage = _load(repo, name, None)
     reads, writes = ([each.fs_path for each in some] for some in (stage.deps, stage.outs))
-    with _held(repo, f"gha {name}", reads, writes):
+    with _held(repo, f"{OURS} {name}", reads, writes):
         yield
 
 
@@ -378,11 +386,45 @@ def _held(repo: Repo, who: str, reads: Sequence[str], writes: Sequence[str]) -> 
                 held.enter_context(lock)
                 break
             except LockError:
-                time.sleep(0.2)
+                if not _forget_the_dead(repo, who):
+                    time.sleep(0.2)
             except (RWLockFileCorruptedError, RWLockFileFormatError):
                 # DVC writes it in place, and somebody was killed meanwhile.
                 Path(repo.tmp_dir, "rwlock").unlink(missing_ok=True)
         yield
+
+
+def _forget_the_dead(repo: Repo, who: str) -> bool:
+    """Take out of DVC's lock file who is gone; whether there was one.
+
+    DVC knows processes by their id, which a killed one still has until its parent asks, and which
+    another has after a restart. A stage of ours holds its turn as long as it is at work.
+    """
+
+    def gone(info: dict[str, Any]) -> bool:
+        owner, _, name = str(info["cmd"]).partition(" ")
+        if info["cmd"] == who:
+            return bool(info["pid"] != os.getpid())  # it is our turn, so it is not theirs
+        if owner == OURS:
+            with suppress(BlockingIOError), turn(name, wait=False):
+                return True
+            return False
+        try:
+            return bool(psutil.Process(info["pid"]).status() == psutil.STATUS_ZOMBIE)
+        except psutil.NoSuchProcess:
+            return True
+
+    with _edit_rwlock(repo.tmp_dir, repo.fs, hardlink=False) as lock:
+        before = sum(map(len, lock["read"].values())) + len(lock["write"])
+        for path, readers in list(lock["read"].items()):
+            if left := [info for info in readers if not gone(info)]:
+                lock["read"][path] = left
+            else:
+                del lock["read"][path]
+        for path, info in list(lock["write"].items()):
+            if gone(info):
+                del lock["write"][path]
+        return before > sum(map(len, lock["read"].values())) + len(lock["write"])
 
 
 class _Workspace:

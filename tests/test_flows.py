@@ -481,3 +481,25 @@ def test_kills_at_random_moments_leave_no_trace(tmp_path: Path) -> None:
     report = faults.run(tmp_path, faults.KINDS[0], kills=3, seed=3)
     assert sum(report.kills.values()) == 3
     assert report.good, report
+
+
+def test_locks_of_the_dead_hinder_nobody(project: Path) -> None:
+    """DVC knows who locks a path by process id, which a zombie keeps and a restart gives away."""
+    zombie = subprocess.Popen([sys.executable, "-c", ""])
+    os.waitid(os.P_PID, zombie.pid, os.WEXITED | os.WNOWAIT)  # it has ended, and is not reaped
+    place = project / "data" / "subjects" / "ann"
+    locks = {
+        "write": {
+            str(place / "read"): {"pid": zombie.pid, "cmd": "dvc repro"},
+            str(place / "shout"): {"pid": os.getppid(), "cmd": "gha shout@ann"},
+        },
+        "read": {str(place / "shout"): [{"pid": os.getppid(), "cmd": "gha tally@ann"}]},
+    }
+    (project / ".dvc" / "tmp").mkdir(parents=True, exist_ok=True)
+    (project / ".dvc" / "tmp" / "rwlock").write_text(json.dumps(locks))
+    making = threading.Thread(target=make, daemon=True)
+    making.start()
+    making.join(60)
+    zombie.wait()
+    assert not making.is_alive()
+    assert len(Path("runs").read_text().split()) == 6
