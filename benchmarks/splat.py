@@ -34,10 +34,9 @@ FORWARD_OPERATIONS, BACKWARD_OPERATIONS = 35, 58
 PROJECT_OPERATIONS = 600  # of a Gaussian in a view, forward (170) and backward
 _BAND = 4  # px, rows that are counted at a time
 
-FULL = [(10_000, 128, 32), (50_000, 256, 32), (200_000, 256, 32), (50_000, 1024, 32)]
-FULL += [(10_000, 256, 3), (50_000, 256, 3)]
+FULL = [(10_000, 128, 32), (50_000, 256, 32), (50_000, 256, 3)]
 QUICK = [(5_000, 64, 3), (10_000, 128, 32)]
-COMPOSITE = [(10_000, 256), (50_000, 256), (50_000, 1024)]  # 3 channels
+COMPOSITE = [(10_000, 128), (50_000, 256)]  # 3 channels
 CUDA = [(144_000, 512, 32)]  # the paper's size, too large for the CPU's twin
 
 
