@@ -75,7 +75,7 @@ class Params(StageParams):
         40, ge=8, le=512, description="the same, of the finer grid that the final mesh comes from"
     )
     coarse_part: float = Field(
-        0.5, ge=0, le=1, description="part of the steps, the first, on a grid half as fine"
+        0.0, ge=0, le=1, description="part of the steps, the first, on a grid half as fine"
     )
     width: int = Field(64, ge=8, le=512, description="hidden width of the networks; paper: 256")
     steps: int = Field(400, ge=1, description="training steps; paper: 10000")

@@ -36,7 +36,7 @@ class Settings:
     """How to train; ``tasks/geometry.py`` says what each means and gives its bounds."""
 
     resolution: int = 32
-    coarse_part: float = 0.5
+    coarse_part: float = 0.0
     width: int = 64
     steps: int = 400
     views_per_step: int = 4
