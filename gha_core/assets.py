@@ -102,6 +102,12 @@ def _mediapipe(name: str, purpose: str, member: str, sha256: str, size: int) -> 
     return Asset(name, purpose, "Apache-2.0", _MEDIAPIPE, member, sha256, size)
 
 
+def _face_model(name: str, title: str, licence: str, commercial: bool = False) -> Asset:
+    note = "your own copy; see docs/face-models.md"
+    purpose = f"optional face model: {title}"
+    return Asset(name, purpose, licence, None, commercial=commercial, optional=True, note=note)
+
+
 ASSETS: dict[str, Asset] = {
     asset.name: asset
     for asset in (
@@ -158,6 +164,14 @@ ASSETS: dict[str, Asset] = {
             optional=True,
             note="the insightface package downloads it itself on first use (~/.insightface)",
         ),
+        _face_model(
+            "flame",
+            "FLAME 2020 or 2023",
+            "non-commercial research only; CC-BY-4.0 if yours is FLAME 2023 Open",
+        ),
+        _face_model("bfm", "Basel Face Model 2009", "non-commercial research only"),
+        _face_model("faceverse", "FaceVerse 2 or 3", "research only; see its authors' page"),
+        _face_model("ict", "ICT-FaceKit", "MIT", commercial=True),
     )
 }
 

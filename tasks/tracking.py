@@ -29,7 +29,7 @@ from gha_core.artifacts.tables import read_rows, read_table, write_table
 from gha_core.artifacts.tensors import save_tensors
 from gha_core.cameras import Camera
 from gha_core.errors import StageError
-from gha_core.faces import FaceModel, head_model
+from gha_core.faces import FaceModel, face_model
 from gha_core.fitting import Observations, Settings, Track, rotations, track_head
 from gha_core.fitting.appearance import Photos
 from gha_core.fitting.given_poses import GivenPoses
@@ -49,6 +49,12 @@ Frame = tuple[str, int]
 class Params(StageParams):
     """How the head model is fitted."""
 
+    face_model: Literal["anny", "flame", "bfm", "faceverse", "ict"] = Field(
+        "anny", description="anny: the open head; others from your own file, docs/face-models.md"
+    )
+    face_model_path: Path | None = Field(
+        None, description="that file or folder; relative ones start at the project"
+    )
     min_confidence: float = Field(
         0.3, ge=0, le=1, description="ignore a view whose landmarks are trusted less"
     )
@@ -101,10 +107,11 @@ def run(inputs: Inputs, params: Params, out: Path) -> None:
     Raises:
         StageError: too few timesteps have landmarks, or calibration and landmarks contradict
             each other.
-        AssetError: the head model cannot be built.
+        AssetError: the face model cannot be built, or its file is not what it should be.
     """
     seen = _read(inputs, params)
-    model = head_model()
+    model = face_model(params.face_model, params.face_model_path)
+    print(f"face model: {params.face_model}; licence: {model.metadata['licence']}", flush=True)
     photos = _photos(inputs, seen) if params.photometric else None
     given = _given(inputs, seen) if params.poses != "landmarks" else None
     if params.poses == "given" and given is None:
@@ -138,7 +145,8 @@ def run(inputs: Inputs, params: Params, out: Path) -> None:
         ),
     )
     (out / "preview.jpg").write_bytes(encode_jpeg(_preview(inputs, seen, head, kept), 90))
-    write_json(out / "summary.json", _summary(seen, track, kept, rejects, given))
+    facts = _summary(seen, track, kept, rejects, given)
+    write_json(out / "summary.json", facts | _about(params, model))
 
 
 @dataclass(frozen=True)
@@ -243,7 +251,8 @@ class _Head:
         metadata = {
             "expression_names": json.dumps(model.expression_names),
             "scale": repr(float(self.track.scale)),
-            "licence": model.metadata.get("licence", ""),
+            "licence": model.metadata["licence"],
+            "sha256": model.metadata.get("sha256", ""),
         }
         save_tensors(path, tensors, metadata)
 
@@ -402,6 +411,13 @@ def _summary(
         "cameras": cameras,
         "warnings": warnings,
     }
+
+
+def _about(params: Params, model: FaceModel) -> dict[str, Any]:
+    facts = {"name": params.face_model, "licence": model.metadata["licence"]}
+    if "sha256" in model.metadata:
+        facts["sha256"] = model.metadata["sha256"]
+    return {"face_model": facts}
 
 
 def _rounded(value: Any) -> float:

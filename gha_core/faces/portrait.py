@@ -6,6 +6,7 @@ and expression the head has.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -46,7 +47,7 @@ class Portrait:
 
 
 class Painter:
-    """Paints portraits of one face model."""
+    """Paints portraits of one face model; of parts that it lacks there is nothing to paint."""
 
     def __init__(self, model: FaceModel) -> None:
         self.model = model
@@ -56,22 +57,11 @@ class Painter:
 
     def portrait(self, vertices: Floats, camera: Camera, light: Floats) -> Portrait:
         """``vertices`` [V, 3] seen by ``camera`` (both in head space), lit from ``light`` [3]."""
-        height, width = camera.height, camera.width
-        seen = rasterize(
-            torch.from_numpy(vertices), self.model.faces, camera.K, camera.w2c, width, height
-        )
-        index, weights = seen.face_index.numpy(), seen.barycentric.numpy()
-        hit = index >= 0
-        corners, share = self.faces[index[hit]], weights[hit][..., None].astype(float)
-        normals = (vertex_normals(vertices, self.faces)[corners] * share).sum(1)
-        normals /= np.linalg.norm(normals, axis=1, keepdims=True) + 1e-12
-        colour = self._paint((self.rest[corners] * share).sum(1), corners, share)
-        shade = 0.42 + 0.5 * np.clip(normals @ (light / np.linalg.norm(light)), 0, 1)
-        picture = np.full((height, width, 3), BACKDROP)
-        picture[hit] = colour * shade[:, None]
-        picture = cv2.GaussianBlur(picture, (0, 0), SOFTNESS)
-        image = np.round(255 * np.clip(picture, 0, 1)).astype(np.uint8)
-        return Portrait(image, index, weights, camera)
+
+        def paint(corners: NDArray[np.int64], share: Floats) -> Floats:
+            return self._paint((self.rest[corners] * share).sum(1), corners, share)
+
+        return shaded(vertices, self.faces, camera, light, paint)
 
     def _paint(self, place: Floats, corners: NDArray[np.int64], share: Floats) -> Floats:
         """[n, 3] colours at ``place`` [n, 3] on the mean head."""
@@ -105,10 +95,11 @@ class Painter:
 
     @cached_property
     def eye_centres(self) -> Floats:
-        """[2, 3] centres of the left and the right eyeball of the mean head."""
+        """[2, 3] centres of the left and the right eyeball of the mean head; [0, 3] if none."""
         balls = self.rest[self.regions["eyes"]]
         sides = [balls[balls[:, 0] * sign > 0] for sign in (1, -1)]
-        return np.stack([(side.min(0) + side.max(0)) / 2 for side in sides])
+        centres = [(side.min(0) + side.max(0)) / 2 for side in sides if len(side)]
+        return np.array(centres).reshape(-1, 3)
 
     @cached_property
     def _brow_line(self) -> tuple[Floats, Floats]:
@@ -127,6 +118,8 @@ class Painter:
 
     def _brow_density(self, place: Floats) -> Floats:
         """[n] 0..1, soft-edged and thinning outwards."""
+        if not len(self.eye_centres):
+            return np.zeros(len(place))
         xs, ys = self._brow_line
         across = np.abs(place[:, 0])
         along = (across - xs[0]) / (xs[-1] - xs[0])
@@ -135,6 +128,37 @@ class Painter:
         edge = np.clip((thick - height) / 0.006 + 0.5, 0, 1)
         ends = np.clip(along / 0.06 + 0.5, 0, 1) * np.clip((1 - along) / 0.06 + 0.5, 0, 1)
         return 0.85 * edge * ends * (place[:, 2] > 0)
+
+
+def shaded(
+    vertices: Floats,
+    faces: NDArray[np.int64],
+    camera: Camera,
+    light: Floats,
+    paint: Callable[[NDArray[np.int64], Floats], Floats] | None = None,
+) -> Portrait:
+    """A mesh seen by ``camera``, lit from ``light`` [3].
+
+    Args:
+        paint: corners [n, 3] and shares [n, 3, 1] of places to their colours [n, 3]; by default all
+            is skin.
+    """
+    height, width = camera.height, camera.width
+    seen = rasterize(
+        torch.from_numpy(vertices), torch.from_numpy(faces), camera.K, camera.w2c, width, height
+    )
+    index, weights = seen.face_index.numpy(), seen.barycentric.numpy()
+    hit = index >= 0
+    corners, share = faces[index[hit]], weights[hit][..., None].astype(float)
+    normals = (vertex_normals(vertices, faces)[corners] * share).sum(1)
+    normals /= np.linalg.norm(normals, axis=1, keepdims=True) + 1e-12
+    colour = np.array(SKIN) if paint is None else paint(corners, share)
+    shade = 0.42 + 0.5 * np.clip(normals @ (light / np.linalg.norm(light)), 0, 1)
+    picture = np.full((height, width, 3), BACKDROP)
+    picture[hit] = colour * shade[:, None]
+    picture = cv2.GaussianBlur(picture, (0, 0), SOFTNESS)
+    image = np.round(255 * np.clip(picture, 0, 1)).astype(np.uint8)
+    return Portrait(image, index, weights, camera)
 
 
 def portrait_camera(yaw: float, pitch: float, size: int, centre: Floats) -> Camera:

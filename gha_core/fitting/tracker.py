@@ -73,6 +73,7 @@ class Settings:
 _TURN, _MOVE, _EXPRESSION, _EYES = 0.004, 0.004, 0.08, 0.5
 _SIZE = 0.045  # standard deviation of people's head lengths, relative
 _WORN = 12.0  # factor on sparsity while the identity is learned
+_SKIN = 2500  # points of the face whose looks are compared; some models have far more
 _RIDGE = 0.3  # weight of squared expressions: those that no landmark shows stay at rest
 
 
@@ -242,7 +243,8 @@ def _aligned(
         for train in (True, False)
     ]
     numbers = np.array(observations.timesteps)
-    face = model.regions["face"].numpy()
+    face = np.flatnonzero(model.regions["face"].numpy())
+    face = face[_spread(len(face), _SKIN)]
     identity = torch.from_numpy(state.identity).float()
     neutral = model.mean + torch.tensordot(identity, model.identity_basis, dims=1)
     vertices = neutral.double().numpy()
