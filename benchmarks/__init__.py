@@ -5,6 +5,7 @@ python -m benchmarks.dmtet        the neutral head's surface and its gradients
 python -m benchmarks.mlp          the head's dynamic networks
 python -m benchmarks.train_step   a whole training step of the avatar
 python -m benchmarks.decode       reading videos, against FFmpeg alone
+python -m benchmarks.tracking     the tracker, against first-order optimisation; from how far off
 
 Each takes ``--json FILE`` and ``--quick`` (under 40 s).
 """

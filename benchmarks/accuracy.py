@@ -11,11 +11,13 @@ from __future__ import annotations
 
 import argparse
 import json
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import cv2
 import numpy as np
+from numpy.typing import NDArray
 from safetensors.numpy import load_file
 from scipy.spatial import cKDTree
 
@@ -23,23 +25,103 @@ from gha_core.artifacts import schemas
 from gha_core.artifacts.images import decode_matte
 from gha_core.artifacts.tables import read_rows
 from gha_core.evaluation.regions import TrackedFace
+from gha_core.faces.identity_space import similarity_to
 from gha_core.pose import HeadPose
 from gha_core.synthetic.truth import Truth, load_truth
 
 SURFACE_SAMPLES = 300_000
 
+Floats = NDArray[np.floating]
 
-def tracking_errors(artifacts: Path, truth: Truth) -> dict[str, list[float]]:
-    """Mean face-region vertex error of every timestep in mm, by sequence."""
-    face = TrackedFace.load(artifacts / "tracking")
-    region = face.regions["face"]
-    errors: dict[str, list[float]] = {}
-    for row in read_rows(artifacts / "tracking" / "tracking.parquet", schemas.TRACKING):
-        found = _pose(row).to_world(face.vertices(np.array(row["expression"], np.float32)))
-        true = truth.sequences[row["sequence"]].vertices[row["timestep"]]
-        distance = np.linalg.norm(found - true, axis=-1)[region]
-        errors.setdefault(row["sequence"], []).append(1000 * float(distance.mean()))
-    return errors
+
+WANTED = (
+    *("jawOpen", "mouthSmileLeft", "mouthSmileRight", "mouthPucker"),
+    *("eyeBlinkLeft", "eyeBlinkRight", "browInnerUp"),
+)
+ACTIVE = 0.3  # the truth of a coefficient must exceed this somewhere to be compared
+
+
+@dataclass(frozen=True)
+class Tracked:
+    """A subject's tracking beside the truth.
+
+    Attributes:
+        sequences: names of the T timesteps.
+        errors: [T, N, 3] found - true face vertices along the axes of the true head, mm.
+        similar: [T] mean distance (mm) that is left when each timestep's face is moved, turned and
+            scaled to the true one: what a single camera can know.
+        found, true: [T, E] expressions; names: of the E.
+    """
+
+    sequences: tuple[str, ...]
+    errors: Floats
+    similar: Floats
+    found: Floats
+    true: Floats
+    names: tuple[str, ...]
+
+    @staticmethod
+    def load(artifacts: Path, truth: Truth) -> Tracked:
+        face = TrackedFace.load(artifacts / "tracking")
+        region = face.regions["face"]
+        sequences, errors, similar, found, true = [], [], [], [], []
+        for row in read_rows(artifacts / "tracking" / "tracking.parquet", schemas.TRACKING):
+            expression = np.array(row["expression"], np.float32)
+            places = _pose(row).to_world(face.vertices(expression))[region]
+            own = truth.sequences[row["sequence"]]
+            wanted = own.vertices[row["timestep"]][region]
+            scale, turn, shift = similarity_to(wanted, places)
+            rest = scale * places @ turn.T + shift - wanted
+            sequences.append(row["sequence"])
+            errors.append(1000 * (places - wanted) @ own.poses[row["timestep"]].matrix)
+            similar.append(1000 * np.linalg.norm(rest, axis=-1).mean())
+            found.append(expression)
+            true.append(own.expression[row["timestep"]])
+        return Tracked(
+            tuple(sequences), np.stack(errors), np.array(similar), np.stack(found),
+            np.stack(true), truth.expression_names,
+        )  # fmt: skip
+
+    def figures(self) -> dict[str, Any]:
+        """What the report says; lengths in mm, over the vertices of the face and all timesteps.
+
+        The bias is each vertex's mean error: an error of the person's shape, with which an avatar
+        can live, as it learns its own shape on top.
+        """
+        distance = np.linalg.norm(self.errors, axis=-1)
+        changing = np.linalg.norm(self.errors - self.errors.mean(0), axis=-1)
+        by_timestep = distance.mean(1)
+        names = np.array(self.sequences)
+        return {
+            "tracking_mm": _short(distance.mean()),
+            "tracking_mm_p95": _short(np.percentile(distance, 95)),
+            "tracking_mm_without_bias": _short(changing.mean()),
+            "tracking_mm_without_bias_p95": _short(np.percentile(changing, 95)),
+            "tracking_mm_up_to_similarity": _short(self.similar.mean()),
+            "tracking_mm_worst_timestep": _short(by_timestep.max()),
+            "tracking_mm_by_sequence": {
+                name: _short(by_timestep[names == name].mean())
+                for name in dict.fromkeys(self.sequences)
+            },
+            "correlation": self.correlations(),
+        }
+
+    def correlations(self) -> dict[str, float | None]:
+        """With the truth, of each expression that the truth activates; None where the found one
+        never moves. Those that the bar names come first."""
+        active = [name for name, top in zip(self.names, self.true.max(0), strict=True)
+                  if top > ACTIVE]  # fmt: skip
+        result: dict[str, float | None] = {}
+        for name in sorted(active, key=lambda name: name not in WANTED):
+            column = self.names.index(name)
+            found, true = self.found[:, column], self.true[:, column]
+            moves = np.ptp(found) > 0
+            result[name] = _short(np.corrcoef(found, true)[0, 1]) if moves else None
+        return result
+
+
+def _short(value: Any) -> float:
+    return round(float(value), 3)
 
 
 def geometry_errors(artifacts: Path, truth: Truth, every: int = 6) -> list[float]:
@@ -104,17 +186,14 @@ def main() -> None:
     parser.add_argument("--json", type=Path, help="also write the figures here")
     given = parser.parse_args()
     truth = load_truth(given.truth)
-    tracking = tracking_errors(given.artifacts, truth)
-    every = np.concatenate([np.array(errors) for errors in tracking.values()])
     figures = {
-        "tracking_mm": round(float(every.mean()), 3),
-        "tracking_mm_worst_timestep": round(float(every.max()), 3),
-        "tracking_mm_by_sequence": {
-            name: round(float(np.mean(errors)), 3) for name, errors in tracking.items()
-        },
-        "geometry_mm": round(float(np.mean(geometry_errors(given.artifacts, truth))), 3),
-        "matte_mean_absolute_error": round(matte_error(given.artifacts, truth), 5),
+        **Tracked.load(given.artifacts, truth).figures(),
     }
+    if (given.artifacts / "geometry").exists():
+        errors = geometry_errors(given.artifacts, truth)
+        figures["geometry_mm"] = _short(np.mean(errors))
+    if (given.artifacts / "matting").exists():
+        figures["matte_mean_absolute_error"] = round(matte_error(given.artifacts, truth), 5)
     text = json.dumps(figures, indent=2)
     print(text)
     if given.json:

@@ -33,14 +33,17 @@ from gha_core.faces import FaceModel, face_model
 from gha_core.fitting import Observations, Settings, Track, rotations, track_head
 from gha_core.fitting.appearance import Photos
 from gha_core.fitting.given_poses import GivenPoses
+from gha_core.fitting.initial_pose import usual_scale
+from gha_core.fitting.observations import LandmarkModel
 from gha_core.fitting.overlay import draw_overlay
+from gha_core.fitting.report import jitter, never_moved, unobserved, worst_views
 from gha_core.fitting.tracked_points import tracked_points
 from gha_core.landmarks import LANDMARKS
-from gha_core.pose import HeadPose
 from gha_core.splits import positions
 from tasks.stage import Inputs, StageParams
 
-_PREVIEW_TIMESTEPS, _PREVIEW_CAMERAS, _PREVIEW_SIDE = 5, 5, 256
+_PREVIEW_TIMESTEPS, _PREVIEW_CAMERAS, _PREVIEW_SIDE = 4, 5, 256
+_WORST = 5  # views that the summary names; the first two timesteps are in the preview, too
 _LARGE_RESIDUAL = 0.035  # head lengths; a good fit stays well below
 
 Frame = tuple[str, int]
@@ -145,7 +148,7 @@ def run(inputs: Inputs, params: Params, out: Path) -> None:
         ),
     )
     (out / "preview.jpg").write_bytes(encode_jpeg(_preview(inputs, seen, head, kept), 90))
-    facts = _summary(seen, track, kept, rejects, given)
+    facts = _summary(seen, model, track, kept, rejects, given)
     write_json(out / "summary.json", facts | _about(params, model))
 
 
@@ -287,13 +290,6 @@ class _Head:
             "residual": float(np.sqrt((views**2).mean())),
         }
 
-    def world(self, index: int) -> NDArray[np.float64]:
-        """[V, 3] metres."""
-        expression = torch.from_numpy(self.track.expression[index]).float()
-        vertices = self.neutral + torch.tensordot(expression, self.model.expression_basis, dims=1)
-        pose = HeadPose(self.track.rotation[index], self.track.translation[index], self.track.scale)
-        return pose.to_world(vertices.numpy())
-
 
 def _given(inputs: Inputs, seen: _Seen) -> GivenPoses | None:
     """The poses of the tracking that the capture came with, or None if it has none of these."""
@@ -326,7 +322,9 @@ def _photos(inputs: Inputs, seen: _Seen) -> Photos:
 
 def _preview(inputs: Inputs, seen: _Seen, head: _Head, kept: NDArray[np.int64]) -> Image:
     cameras = _even(sorted(camera.name for camera in seen.observations.cameras), _PREVIEW_CAMERAS)
-    chosen = {seen.frames[i]: int(i) for i in _even(kept.tolist(), _PREVIEW_TIMESTEPS)}
+    worst = [int(kept[t]) for t, _ in worst_views(head.track.residual[kept], 2)]
+    shown = sorted({*_even(kept.tolist(), _PREVIEW_TIMESTEPS), *worst})
+    chosen = {seen.frames[i]: i for i in shown}
     place = {camera.name: i for i, camera in enumerate(seen.observations.cameras)}
     rows: dict[str, dict[str, Image]] = {}
     for row in _images(inputs, set(chosen), set(cameras)):
@@ -337,7 +335,7 @@ def _preview(inputs: Inputs, seen: _Seen, head: _Head, kept: NDArray[np.int64]) 
             decode_image(row["image"]),
             seen.observations.cameras[view],
             head.model,
-            head.world(index),
+            head.track.world(head.model, index),
             points if np.isfinite(points).any() else None,
         )
         label = f"{row['sequence']} {row['timestep']}"
@@ -361,6 +359,7 @@ def _even(items: list[Any], most: int) -> list[Any]:
 
 def _summary(
     seen: _Seen,
+    model: FaceModel,
     track: Track,
     kept: NDArray[np.int64],
     rejects: dict[Frame, str],
@@ -387,8 +386,14 @@ def _summary(
         if facts["residual_px"] > 2.5 * typical and facts["views"] > 3:
             warnings.append(
                 f"Camera {name} fits {facts['residual_px'] / typical:.1f} times worse than the "
-                "others; check its calibration."
+                "others: its calibration or name is wrong, its pictures stand still, or it sees "
+                "another person."
             )
+    if usual_scale(track.scale, model.metres_per_unit) != model.metres_per_unit:
+        warnings.append(
+            f"By the cameras' positions the head is {track.scale:.3g} m long: they are in another "
+            "unit than metres, and so is all that is tracked."
+        )
     if len(seen.observations.cameras) == 1:
         warnings.append("One camera only: the head's size is that of the mean person.")
     if given is not None and not given.known.all():
@@ -396,6 +401,12 @@ def _summary(
             f"{int(np.sum(~given.known))} timesteps are not in the capture's own tracking; their "
             "poses are from landmarks."
         )
+    shaking = jitter(track, seen.observations.sequences, np.array(seen.observations.timesteps))
+    verdict = (
+        f"{len(kept)} of {seen.total} timesteps are tracked, and landmarks and head agree to "
+        f"{100 * np.median(relative):.1f} % of its length"
+        + (f"; but see the {len(warnings)} warnings." if warnings else ": fit to train on.")
+    )
     return {
         "timesteps": seen.total,
         "poses": "landmarks" if given is None else "given",
@@ -409,6 +420,21 @@ def _summary(
         "head_length_m": _rounded(track.scale),
         "identity_rms": _rounded(np.sqrt((track.identity**2).mean())),
         "cameras": cameras,
+        "worst": [
+            {
+                "sequence": seen.frames[kept[t]][0],
+                "timestep": seen.frames[kept[t]][1],
+                "camera": seen.observations.cameras[c].name,
+                "residual_px": _rounded(residual[t, c]),
+            }
+            for t, c in worst_views(residual, _WORST)
+        ],
+        "jitter": {name: _rounded(value) for name, value in shaking.items()},
+        "expressions": {
+            "unobserved": unobserved(LandmarkModel.of(model), model.expression_names),
+            "never_moved": never_moved(track.expression[kept], model.expression_names),
+        },
+        "verdict": verdict,
         "warnings": warnings,
     }
 

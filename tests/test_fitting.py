@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+import warnings
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-import torch
 from numpy.typing import NDArray
 from safetensors import safe_open
 from safetensors.numpy import load_file
@@ -23,7 +23,6 @@ from gha_core.artifacts.tables import read_table, write_table
 from gha_core.cameras import Camera, look_at
 from gha_core.errors import StageError
 from gha_core.faces import FaceModel, head_model
-from gha_core.faces.drift import expected_drift
 from gha_core.faces.identity_space import similarity_to
 from gha_core.fitting import Observations, Settings, Track, track_head
 from gha_core.fitting.given_poses import GivenPoses
@@ -33,11 +32,11 @@ from gha_core.fitting.solver import smoothness
 from gha_core.landmarks import LANDMARKS
 from gha_core.pose import HeadPose
 from gha_core.splits import Splits
+from gha_core.synthetic.sightings import SCALE, SIZE, Actor, rig
 from tasks import tracking
 from tasks.stage import Inputs
 
 Floats = NDArray[np.float64]
-SIZE, DISTANCE, SCALE = 256, 1.1, 0.22
 
 
 @pytest.fixture(scope="module")
@@ -45,87 +44,11 @@ def model() -> FaceModel:
     return head_model()
 
 
-def rig(count: int) -> tuple[Camera, ...]:
-    cameras = []
-    focal = 0.55 * SIZE * DISTANCE / SCALE
-    K = np.array([[focal, 0, SIZE / 2], [0, focal, SIZE / 2], [0, 0, 1]])
-    for index in range(count):
-        angle = np.radians(-35 + 70 * index / (count - 1)) if count > 1 else 0.0
-        eye = DISTANCE * np.array([np.sin(angle), 0.1 * (-1) ** index, np.cos(angle)])
-        w2c = look_at(eye, np.zeros(3), np.array([0.0, 1.0, 0.0]))
-        cameras.append(Camera(f"c{index}", K, w2c, SIZE, SIZE))
-    return tuple(cameras)
-
-
-class Actor:
-    """A known head that moves smoothly, and what a detector would see of it."""
-
-    def __init__(self, model: FaceModel, timesteps: int, scale: float = SCALE) -> None:
-        rng = np.random.default_rng(5)
-        time = np.arange(timesteps) / 12
-        self.model, self.scale = model, scale
-        self.identity = rng.normal(0, 0.7, len(model.identity_basis))
-        self.rotation = 0.15 * np.stack([np.sin(3 * time), np.cos(2 * time), np.sin(time)], 1)
-        self.translation = 0.02 * np.stack([np.sin(time), np.cos(time), np.sin(2 * time)], 1)
-        self.expression = np.zeros((timesteps, len(model.expression_names)))
-        for name, amount in (("jawOpen", 0.7), ("mouthSmileLeft", 0.8), ("eyeBlinkRight", 0.9)):
-            phase = rng.uniform(0, 6)
-            wave = amount * np.clip(np.sin(5 * time + phase), 0, 1)
-            self.expression[:, model.expression_names.index(name)] = wave
-
-    def world(self, index: int) -> Floats:
-        vertices = self.model.vertices(
-            torch.from_numpy(self.identity).float(),
-            torch.from_numpy(self.expression[index]).float(),
-        )
-        pose = HeadPose(self.rotation[index], self.translation[index], self.scale)
-        return pose.to_world(vertices.numpy())
-
-    def seen(self, cameras: tuple[Camera, ...], noise: float = 0.4) -> Observations:
-        rng = np.random.default_rng(6)
-        count = len(self.rotation)
-        points = np.full((count, len(cameras), LANDMARKS, 2), np.nan)
-        extrinsics = np.stack([camera.w2c[:3] for camera in cameras])
-        for index in range(count):
-            pose = HeadPose(self.rotation[index], self.translation[index], self.scale)
-            drift = expected_drift(
-                self.model.landmark_drift.double().numpy(),
-                pose.matrix[None],
-                pose.translation[None],
-                extrinsics,
-            )[0]
-            places = self.model.landmarks(torch.from_numpy(self.world(index)).float())
-            for view, camera in enumerate(cameras):
-                exact = camera.project(places.double().numpy())
-                depth = (camera.w2c[:3, :3] @ pose.translation + camera.w2c[:3, 3])[2]
-                unit = camera.K[0, 0] * self.scale / depth
-                jitter = rng.normal(0, noise, exact.shape)
-                points[index, view, self.model.landmark_indices] = (
-                    exact + drift[view] * unit + jitter
-                )
-        return Observations(
-            sequences=("talk",) * count,
-            timesteps=tuple(range(count)),
-            cameras=cameras,
-            points=points,
-            confidence=np.ones((count, len(cameras))),
-            is_train=np.ones(count, bool),
-        )
-
-
-def fitted(model: FaceModel, track: Track, index: int) -> Floats:
-    vertices = model.vertices(
-        torch.from_numpy(track.identity).float(), torch.from_numpy(track.expression[index]).float()
-    )
-    pose = HeadPose(track.rotation[index], track.translation[index], track.scale)
-    return pose.to_world(vertices.numpy())
-
-
 def errors_mm(model: FaceModel, actor: Actor, track: Track, aligned: bool = False) -> Floats:
     face = model.regions["face"].numpy()
     result = []
     for index in range(len(actor.rotation)):
-        found, true = fitted(model, track, index)[face], actor.world(index)[face]
+        found, true = track.world(model, index)[face], actor.world(index)[face]
         if aligned:
             scale, rotation, shift = similarity_to(true, found)
             found = scale * found @ rotation.T + shift
@@ -166,6 +89,84 @@ def test_a_few_wild_landmarks_and_missing_views_do_no_harm(model: FaceModel) -> 
     seen.points[3, 1:], seen.confidence[3, 1:] = np.nan, 0
     track = track_head(model, seen)
     assert errors_mm(model, actor, track).mean() < 3.5
+
+
+def _frozen(seen: Observations, _: FaceModel) -> None:
+    seen.points[:, 1] = seen.points[0, 1]
+
+
+def _shuffled_names(seen: Observations, _: FaceModel) -> None:
+    seen.points[:, [1, 4]] = seen.points[:, [4, 1]]
+
+
+def _black_frames(seen: Observations, _: FaceModel) -> None:
+    seen.points[2:5, ::2], seen.confidence[2:5, ::2] = np.nan, 0
+
+
+def _half_the_cameras(seen: Observations, _: FaceModel) -> None:
+    seen.points[:, ::2], seen.confidence[:, ::2] = np.nan, 0
+
+
+def _outliers(seen: Observations, _: FaceModel) -> None:
+    rng = np.random.default_rng(8)
+    wild = rng.random(seen.points.shape[:3]) < 0.2
+    seen.points[wild] = rng.uniform(0, SIZE, (wild.sum(), 2))
+
+
+def _second_person(seen: Observations, model: FaceModel) -> None:
+    other = Actor(model, len(seen.timesteps))
+    other.translation += [0.3, 0.0, -0.1]
+    seen.points[:, 5] = other.seen(seen.cameras).points[:, 5]
+
+
+Damage = Callable[[Observations, FaceModel], None]
+
+
+@pytest.mark.parametrize(
+    ("damage", "worse"),
+    [
+        (_half_the_cameras, []),
+        (_black_frames, []),
+        (_outliers, []),
+        (_frozen, [1]),
+        (_shuffled_names, [1, 4]),
+        (_second_person, [5]),
+    ],
+)
+def test_damage_spoils_no_fit_and_shows_in_the_cameras_that_have_it(
+    model: FaceModel, damage: Damage, worse: list[int]
+) -> None:
+    actor = Actor(model, 8)
+    seen = actor.seen(rig(6))
+    damage(seen, model)
+    track = track_head(model, seen)
+    assert errors_mm(model, actor, track).mean() < 2.5
+    with warnings.catch_warnings():  # a camera may have no view at all
+        warnings.simplefilter("ignore", RuntimeWarning)
+        residual = np.nanmean(track.residual, 0)
+    typical = np.nanmedian(track.residual)
+    assert np.flatnonzero(residual > 2.5 * typical).tolist() == worse
+
+
+def test_a_profile_view_adds_to_the_others(model: FaceModel) -> None:
+    actor, cameras = Actor(model, 6), rig(3)
+    side = look_at(np.array([1.1, 0.0, 0.04]), np.zeros(3), np.array([0.0, 1.0, 0.0]))
+    seen = actor.seen((*cameras, replace(cameras[0], name="side", w2c=side)))
+    assert errors_mm(model, actor, track_head(model, seen)).mean() < 2.5
+
+
+def test_the_stage_names_the_camera_whose_calibration_is_wrong(
+    model: FaceModel, tmp_path: Path
+) -> None:
+    seen = Actor(model, 5).seen(rig(5))
+    turn = Rotation.from_euler("y", 10, degrees=True).as_matrix()
+    wrong = seen.cameras[3].w2c.copy()
+    wrong[:3] = turn @ wrong[:3]
+    cameras = (*seen.cameras[:3], replace(seen.cameras[3], w2c=wrong), seen.cameras[4])
+    inputs = write_inputs(tmp_path / "wrong", replace(seen, cameras=cameras))
+    tracking.run(inputs, tracking.Params(photometric=False), tmp_path / "wrong/out")
+    told = read_json(tmp_path / "wrong/out/summary.json")["warnings"]
+    assert [text.split(" fits ")[0] for text in told] == ["Camera c3"]
 
 
 def test_held_out_timesteps_teach_nothing(model: FaceModel) -> None:
@@ -216,6 +217,24 @@ def test_millimetres_are_recognised(model: FaceModel) -> None:
 
     with pytest.raises(StageError, match="millimetres"):
         track_head(model, replace(seen, cameras=tuple(map(in_millimetres, seen.cameras))))
+
+
+@pytest.mark.parametrize("unit", [0.1, 10.0])
+def test_any_unit_and_world_give_the_same_fit(model: FaceModel, unit: float) -> None:
+    seen = Actor(model, 3).seen(rig(3))
+    turn, shift = Rotation.random(rng=np.random.default_rng(4)).as_matrix(), np.array([9, -20, 3])
+
+    def elsewhere(camera: Camera) -> Camera:
+        w2c = camera.w2c.copy()
+        w2c[:3, :3] @= turn.T
+        w2c[:3, 3] = unit * (w2c[:3, 3] - w2c[:3, :3] @ shift)
+        return replace(camera, w2c=w2c)
+
+    plain = track_head(model, seen)
+    moved = track_head(model, replace(seen, cameras=tuple(map(elsewhere, seen.cameras))))
+    for index in range(3):
+        back = (moved.world(model, index) / unit - shift) @ turn
+        assert np.abs(back - plain.world(model, index)).max() < 0.001
 
 
 def test_without_a_training_timestep_it_says_so(model: FaceModel) -> None:
@@ -360,7 +379,13 @@ def test_stage_ignores_held_out_cameras_and_is_reproducible(
     assert landmarks.shape == identity["landmarks"].shape
     assert identity["expression_basis"].shape[0] == len(rows[0]["expression"])
     assert identity["region.face"].sum() > 1000
-    assert read_json(out / "summary.json")["tracked"] == 5
+    summary = read_json(out / "summary.json")
+    assert summary["tracked"] == 5
+    assert "tongueOut" in summary["expressions"]["unobserved"]
+    strongest = model.expression_names[int(actor.expression[[0, 1, 3, 4, 5]].max(0).argmax())]
+    assert strongest not in summary["expressions"]["never_moved"]
+    assert summary["worst"][0]["residual_px"] >= summary["worst"][-1]["residual_px"]
+    assert summary["verdict"].startswith("5 of 6 timesteps are tracked")
     moved = identity["neutral_vertices"] + np.tensordot(
         np.array(rows[0]["expression"]), identity["expression_basis"], 1
     )

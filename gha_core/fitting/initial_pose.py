@@ -23,15 +23,28 @@ Floats = NDArray[np.float64]
 MAX_TURN = np.radians(35)
 MAX_OFFSET = 0.75  # head lengths between the origins that two views see
 PLAUSIBLE_SIZE = (0.6, 1.6)  # head length over that of the mean person
+_STRAY = 0.2  # median reprojection error over the spread of the points; else some are wild
+_ROUNDS = 10
+UNITS = (1 / 30, 30.0)  # beyond these the head's size is an error rather than another unit
 
 
 @dataclass(frozen=True)
 class InitialPose:
-    """rotation [T, 3, 3] head to world, translation [T, 3] metres, scale metres per unit."""
+    """rotation [T, 3, 3] head to world, translation [T, 3] metres, scale metres per unit.
+
+    With cameras in another unit than metres these are in that unit, too.
+    """
 
     rotation: Floats
     translation: Floats
     scale: float
+
+
+def usual_scale(scale: float, metres_per_unit: float) -> float:
+    """The mean person's scale in the unit of the cameras: where a head of ``scale`` would be a
+    giant's or a dwarf's in metres they are in another unit, and say nothing about people's size."""
+    low, high = PLAUSIBLE_SIZE
+    return metres_per_unit if low < scale / metres_per_unit < high else scale
 
 
 def initial_pose(
@@ -93,9 +106,15 @@ def _pnp(shape: Floats, pixels: Floats, K: Floats) -> tuple[Floats, Floats] | No
     usable = np.isfinite(pixels).all(1)
     if usable.sum() < 6:
         return None
-    found, turn, place = cv2.solvePnP(
-        shape[usable], pixels[usable], K, None, flags=cv2.SOLVEPNP_SQPNP
-    )
+    shape, pixels = shape[usable], pixels[usable]
+    found, turn, place = cv2.solvePnP(shape, pixels, K, None, flags=cv2.SOLVEPNP_SQPNP)
+    usual = float(np.median(np.linalg.norm(pixels - np.median(pixels, axis=0), axis=1)))
+    away = cv2.projectPoints(shape, turn, place, K, None)[0][:, 0] - pixels if found else np.inf
+    if not np.median(np.linalg.norm(np.atleast_2d(away), axis=1)) < _STRAY * usual:
+        # Wild points pull all others away; a consensus of few points costs more and is coarser.
+        found, turn, place, _ = cv2.solvePnPRansac(
+            shape, pixels, K, None, reprojectionError=_STRAY * usual, flags=cv2.SOLVEPNP_SQPNP
+        )
     if not found or place[2, 0] <= 0:
         return None
     return cv2.Rodrigues(turn)[0].astype(float), place.ravel().astype(float)
@@ -104,27 +123,30 @@ def _pnp(shape: Floats, pixels: Floats, K: Floats) -> tuple[Floats, Floats] | No
 def _common_scale(centres: Floats, reach: Floats, weight: Floats, metres_per_unit: float) -> float:
     """The scale s at which centre + s * reach agree best over the views of each timestep; that of
     the mean person where there are no two views."""
-    top, bottom = 0.0, 0.0
-    for places, share in zip(reach, weight, strict=True):
-        seen = share > 0
-        if seen.sum() < 2:
-            continue
-        w = (share[seen] / share[seen].sum())[:, None]
-        v, c = places[seen], centres[seen]
-        v, c = v - (w * v).sum(0), c - (w * c).sum(0)
-        top -= float((w * v * c).sum())
-        bottom += float((w * v * v).sum())
+    trust = np.where((weight > 0).sum(1, keepdims=True) >= 2, weight, 0.0)
+    v, known = np.nan_to_num(reach), trust > 0
+    # A camera that is not where it should be must not have a say in how large the head is.
+    for _ in range(_ROUNDS):
+        share = (trust / np.maximum(trust.sum(1, keepdims=True), 1e-12))[..., None]
+        arms = v - (share * v).sum(1, keepdims=True)
+        bases = centres - (share * centres).sum(1, keepdims=True)
+        top = -float((share * arms * bases).sum())
+        bottom = float((share * arms * arms).sum())
+        if top <= 0 or bottom <= 1e-9:
+            break
+        apart = np.linalg.norm(bases + top / bottom * arms, axis=-1)
+        trust = weight * known / (1 + (apart / np.median(apart[known])) ** 2)
     if bottom <= 1e-9:
         return metres_per_unit
     ratio = top / bottom / metres_per_unit
-    if not np.isfinite(ratio) or ratio <= 0.02:
+    if not np.isfinite(ratio) or ratio <= 1e-4:
         raise StageError(
             "The cameras contradict each other: no head of positive size fits what they see. Their "
             "extrinsics are probably in another convention; gha needs OpenCV world-to-camera "
             "matrices (x right, y down, z forward). Camera-to-world matrices must be inverted, "
             "OpenGL ones have y and z flipped."
         )
-    if not PLAUSIBLE_SIZE[0] < ratio < PLAUSIBLE_SIZE[1]:
+    if not UNITS[0] < ratio < UNITS[1]:
         hint = "millimetres" if 300 < ratio < 3000 else "another unit than metres"
         raise StageError(
             f"By the cameras' positions the head would be {ratio * metres_per_unit:.3g} m long. "

@@ -27,7 +27,7 @@ from gha_core.faces.portrait import vertex_normals
 from gha_core.fitting import rotations
 from gha_core.fitting.appearance import Motion, Photos, Skin, align
 from gha_core.fitting.given_poses import GivenPoses, adopt
-from gha_core.fitting.initial_pose import InitialPose, initial_pose
+from gha_core.fitting.initial_pose import InitialPose, initial_pose, usual_scale
 from gha_core.fitting.observations import LandmarkModel, Observations
 from gha_core.fitting.residuals import (
     POSE,
@@ -40,6 +40,7 @@ from gha_core.fitting.residuals import (
     residuals,
 )
 from gha_core.fitting.solver import Smoothness, held, smoothness, solve_shared, solve_smooth
+from gha_core.pose import HeadPose
 from gha_core.progress import track
 
 Floats = NDArray[np.float64]
@@ -71,10 +72,10 @@ class Settings:
 # Second differences per timestep (25 to 30 per second) of one standard deviation: axis-angle,
 # metres per metre of head length, expressions; eyes blink and jump, so that they may do more.
 _TURN, _MOVE, _EXPRESSION, _EYES = 0.004, 0.004, 0.08, 0.5
-_SIZE = 0.045  # standard deviation of people's head lengths, relative
-_WORN = 12.0  # factor on sparsity while the identity is learned
+SIZE = 0.045  # standard deviation of people's head lengths, relative
+WORN = 12.0  # factor on sparsity while the identity is learned
 _SKIN = 2500  # points of the face whose looks are compared; some models have far more
-_RIDGE = 0.3  # weight of squared expressions: those that no landmark shows stay at rest
+RIDGE = 0.3  # weight of squared expressions: those that no landmark shows stay at rest
 
 
 @dataclass(frozen=True)
@@ -85,7 +86,7 @@ class Track:
         identity: [I]; scale: metres per unit of head space.
         rotation: [T, 3] axis-angle head to world; translation: [T, 3] metres; expression: [T, E].
         residual: [T, C] RMS distance of the landmarks that face the camera, pixels; NaN = no view.
-        relative: [T] median residual over all views, head lengths.
+        relative: [T] median distance of these landmarks over all views, head lengths.
         failed: [T] whether the timestep is not explained (set it aside).
     """
 
@@ -97,6 +98,14 @@ class Track:
     residual: Floats
     relative: Floats
     failed: NDArray[np.bool_]
+
+    def world(self, model: FaceModel, index: int) -> Floats:
+        """[V, 3] the head in the world, at one timestep."""
+        identity, expression = (
+            torch.from_numpy(each).float() for each in (self.identity, self.expression[index])
+        )
+        pose = HeadPose(self.rotation[index], self.translation[index], self.scale)
+        return pose.to_world(model.vertices(identity, expression).numpy())
 
 
 # The matrices are small: a second thread costs more than it gives, and adds up in another order.
@@ -127,11 +136,12 @@ def track_head(
             "(splits), or look at the rejects of the landmarks stage."
         )
     landmarks = LandmarkModel.of(model)
-    fitter = _Fitter(landmarks, settings, model)
     known = np.flatnonzero(observations.is_train)
     training = observations.select(known)
     start = initial_pose(training, landmarks, model.metres_per_unit)
-    state = _first_state(training, landmarks, start, np.zeros(landmarks.identity.shape[2]), {})
+    usual = usual_scale(start.scale, model.metres_per_unit)
+    fitter = Fitter(landmarks, settings, model, usual)
+    state = first_state(training, landmarks, start, np.zeros(landmarks.identity.shape[2]), {})
     references = dict(zip(training.sequences, state.reference, strict=True))
     state = fitter.poses(state, training)
 
@@ -157,7 +167,7 @@ def track_head(
 
 
 def _with_held_out(
-    fitter: _Fitter,
+    fitter: Fitter,
     trained: State,
     known: NDArray[np.int64],
     observations: Observations,
@@ -169,7 +179,7 @@ def _with_held_out(
     others = np.flatnonzero(~observations.is_train)
     held_out = observations.select(others)
     start = initial_pose(held_out, fitter.landmarks, model.metres_per_unit, trained.scale)
-    part = _first_state(held_out, fitter.landmarks, start, trained.identity, references)
+    part = first_state(held_out, fitter.landmarks, start, trained.identity, references)
     part = fitter.poses(part, held_out)
     count = len(observations.timesteps)
     state = _scatter(_empty(trained, count), known, trained)
@@ -188,7 +198,7 @@ _SAME_TURN, _SAME_PLACE = 0.35, 0.25  # radians, head lengths
 
 
 def _with_given_poses(
-    fitter: _Fitter, state: State, observations: Observations, given: GivenPoses
+    fitter: Fitter, state: State, observations: Observations, given: GivenPoses
 ) -> State:
     """The state with the given poses where they are known, and expressions that suit them.
 
@@ -264,12 +274,14 @@ def _aligned(
     )
 
 
-class _Fitter:
+class Fitter:
     """The stages of the fit; each takes a state and returns a better one."""
 
-    def __init__(self, landmarks: LandmarkModel, settings: Settings, model: FaceModel) -> None:
+    def __init__(
+        self, landmarks: LandmarkModel, settings: Settings, model: FaceModel, usual_scale: float
+    ) -> None:
         self.landmarks, self.settings = landmarks, settings
-        self.usual_scale = model.metres_per_unit
+        self.usual_scale = usual_scale
         self.eyes = np.array([name.startswith("eye") for name in model.expression_names])
 
     def poses(self, state: State, observations: Observations) -> State:
@@ -287,12 +299,26 @@ class _Fitter:
 
     def identity(self, state: State, observations: Observations, sees_scale: bool) -> State:
         """Everything at once, timesteps independent of each other."""
+        rounds = self.settings.iterations
+        for wide, most in ((4.0, rounds // 2), (1.0, rounds)):
+            state = self.together(state, observations, sees_scale, most, wide)
+        return state
+
+    def together(
+        self,
+        state: State,
+        observations: Observations,
+        sees_scale: bool,
+        iterations: int,
+        wide: float = 1.0,
+    ) -> State:
+        """One round of :meth:`identity`."""
         # More than in the fit per sequence: an expression worn all the time is a shape.
-        sparsity = _WORN * self.settings.expression_sparsity
+        sparsity = WORN * self.settings.expression_sparsity
         strength = self.settings.identity_prior * float(observations.views.sum())
 
         def size(at: State) -> float:
-            return (at.scale / self.usual_scale - 1) / _SIZE
+            return (at.scale / self.usual_scale - 1) / SIZE
 
         def prior(at: State) -> float:
             own = 0.5 * strength * (float(at.identity @ at.identity) + size(at) ** 2)
@@ -303,7 +329,7 @@ class _Fitter:
             index = np.arange(len(at.identity))
             q.shared[index, index] += strength
             q.shared_gradient[:-1] += strength * at.identity
-            slope = 1 / (self.usual_scale * _SIZE)
+            slope = 1 / (self.usual_scale * SIZE)
             q.shared[-1, -1] += strength * slope**2
             q.shared_gradient[-1] += strength * size(at) * slope
             if not sees_scale:
@@ -312,10 +338,8 @@ class _Fitter:
             hold = held(at.expression, q.frames_gradient)
             return solve_shared(q, hold, damping)
 
-        title, rounds = "fitting the identity", self.settings.iterations
-        for wide, most in ((4.0, rounds // 2), (1.0, rounds)):
-            state = self._minimise(title, state, observations, solve, prior, "all", most, wide)
-        return state
+        title = "fitting the identity"
+        return self._minimise(title, state, observations, solve, prior, "all", iterations, wide)
 
     def sequence(self, state: State, observations: Observations, keep_poses: bool = False) -> State:
         """Poses and expressions of one sequence, smooth in time."""
@@ -344,12 +368,12 @@ class _Fitter:
 
     def _expression_energy(self, at: State, sparsity: float) -> float:
         sparse = sparsity * float(at.expression.sum())
-        return sparse + 0.5 * _RIDGE * float((at.expression**2).sum())
+        return sparse + 0.5 * RIDGE * float((at.expression**2).sum())
 
     def _add_expression_prior(self, at: State, q: Quadratic, sparsity: float) -> None:
-        q.frames_gradient[:, POSE:] += sparsity + _RIDGE * at.expression
+        q.frames_gradient[:, POSE:] += sparsity + RIDGE * at.expression
         index = np.arange(POSE, q.frames.shape[1])
-        q.frames[:, index, index] += _RIDGE
+        q.frames[:, index, index] += RIDGE
 
     def _smoothness(self, observations: Observations, scale: float) -> Smoothness:
         deviation = np.concatenate(
@@ -399,7 +423,7 @@ class _Fitter:
         return state
 
 
-def _first_state(
+def first_state(
     observations: Observations,
     landmarks: LandmarkModel,
     start: InitialPose,
@@ -478,8 +502,10 @@ def _result(
     with np.errstate(invalid="ignore", divide="ignore"):
         relative = np.sqrt((weight * squared).sum(-1) / total)
     relative = np.where(total > 0, relative, np.nan)
+    # Wild landmarks say nothing about the fit; a fit is bad where most of them are far away.
+    distance = np.where(weight > 0, np.sqrt(squared), np.nan)
     per_timestep = np.array(
-        [np.median(row[np.isfinite(row)]) if np.isfinite(row).any() else np.inf for row in relative]
+        [np.nanmedian(each) if np.isfinite(each).any() else np.inf for each in distance]
     )
     failed = ~(per_timestep <= settings.max_residual)
     if failed.mean() > 0.5:
