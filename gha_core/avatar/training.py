@@ -22,6 +22,7 @@ from gha_core.avatar.checkpoint import (
     restore_optimiser,
     write_checkpoint,
 )
+from gha_core.avatar.denormals import flush_denormals
 from gha_core.avatar.head import GaussianHead, Gaussians
 from gha_core.avatar.rendering import FeatureImage, render_colours, render_features
 from gha_core.avatar.samples import Batch, Frame, TrainingViews
@@ -258,15 +259,15 @@ def _side_by_side(workers: int) -> Iterator[ThreadPoolExecutor]:
 
     def prepare() -> None:
         torch.set_num_threads(each)
-        # Adam's moments of what is rarely seen fade into denormal numbers, which are slow.
-        torch.set_flush_denormal(True)
+        flush_denormals(True)
 
-    torch.set_flush_denormal(True)
+    # Adam's moments of what is rarely seen fade into denormal numbers, which are slow.
+    flush_denormals(True)
     try:
         with ThreadPoolExecutor(workers, initializer=prepare) as pool:
             yield pool
     finally:
-        torch.set_flush_denormal(False)
+        flush_denormals(False)
 
 
 @contextmanager
