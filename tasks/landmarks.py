@@ -115,7 +115,7 @@ def run(inputs: Inputs, params: Params, out: Path) -> None:
                 tally.compare(used, world)
                 for name, error in zip(used, errors, strict=True):
                     if error > threshold:
-                        tally.outlying.append(_Outlier(float(error), *frame[1:], name))
+                        tally.outlying.append(_Outlier(float(error), frame[1], frame[2], name))
                         found[name] = _doubted(found[name], float(error), threshold)
                 world_table.write(
                     {
