@@ -133,7 +133,7 @@ def run(inputs: Inputs, params: Params, out: Path) -> None:
         out / "summary.json",
         {
             "detector": detector.name,
-            "licence": detector.licence,
+            "licences": {detector.name: detector.licence},
             **tally.summary(),
             "warnings": tally.warnings(),
         },

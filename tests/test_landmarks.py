@@ -584,7 +584,7 @@ def test_the_stage_can_use_insightface(
     out = run(subject(tmp_path / "s", frames), tmp_path / "out", detector="insightface")
     summary = read_json(out / "summary.json")
     assert (summary["detector"], summary["found"]) == ("insightface", 6)
-    assert "non-commercial" in summary["licence"]
+    assert summary["licences"] == {"insightface": "non-commercial research only"}
     rows = read_table(out / "landmarks.parquet", schemas.LANDMARKS).to_pylist()
     assert {row["detector"] for row in rows} == {"insightface"}
     world = read_table(out / "landmarks3d.parquet", schemas.LANDMARKS_3D).to_pylist()
