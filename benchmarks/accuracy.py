@@ -169,14 +169,17 @@ def matte_error(artifacts: Path, truth: Truth, every: int = 7) -> float:
             continue
         key = row["sequence"], row["timestep"], row["camera"]
         found = decode_matte(row["alpha"]).astype(np.float32) / 255
-        # From continuous pixel coordinates to OpenCV's, whose integers are pixel centres.
-        half = np.array([[1, 0, 0.5], [0, 1, 0.5], [0, 0, 1]])
-        warp = (np.linalg.inv(half) @ transforms[key] @ half)[:2]
-        wanted = cv2.warpAffine(
-            true[key].astype(np.float32) / 255, warp, found.shape[::-1], flags=cv2.INTER_LINEAR
-        )
+        wanted = stored_matte(true[key], transforms[key], found.shape)
         errors.append(float(np.abs(found - wanted).mean()))
     return float(np.mean(errors))
+
+
+def stored_matte(matte: np.ndarray, transform: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
+    """[H, W] 0..1: a filmed 8-bit matte in the pixels of a stored frame."""
+    # From continuous pixel coordinates to OpenCV's, whose integers are pixel centres.
+    half = np.array([[1, 0, 0.5], [0, 1, 0.5], [0, 0, 1]])
+    warp = (np.linalg.inv(half) @ transform @ half)[:2]
+    return cv2.warpAffine(matte.astype(np.float32) / 255, warp, shape[::-1], flags=cv2.INTER_LINEAR)
 
 
 def main() -> None:

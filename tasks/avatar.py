@@ -18,6 +18,7 @@ from pydantic import Field
 from gha_core.artifacts import schemas
 from gha_core.artifacts.contact_sheet import contact_sheet
 from gha_core.artifacts.images import Image, encode_jpeg
+from gha_core.artifacts.stage_folder import licences as recorded
 from gha_core.artifacts.stage_folder import write_json
 from gha_core.artifacts.tables import write_table
 from gha_core.avatar import Avatar
@@ -139,7 +140,11 @@ def run(inputs: Inputs, params: Params, out: Path) -> None:
         inputs.work,
         _fingerprint(inputs, params, lineage),
     )
-    licences = {"face model": face.licence}
+    licences = {
+        "face model": face.licence,
+        **recorded(inputs["matting"]),
+        **recorded(inputs["tracking"]),
+    }
     if perceptual is not None:
         licences[PerceptualDistance.NAME] = PerceptualDistance.LICENCE
     avatar = Avatar(head, super_resolution, params.sharp, face.expression_names, lineage, licences)

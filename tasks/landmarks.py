@@ -1,7 +1,8 @@
 """Landmarks: 478 points on the face in every frame, and where they are in the world.
 
 Reads ingest and matting. A frame whose face is missing, doubtful or not the subject's is set aside
-with its reason. Held-out cameras get landmarks (evaluation compares with them) but have no part in
+with its reason. A view that contradicts the other cameras of its timestep keeps its landmarks but
+is trusted less. Held-out cameras get landmarks (evaluation compares with them) but have no part in
 the triangulated points, from which training may learn.
 """
 
@@ -10,7 +11,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import groupby, islice
 from pathlib import Path
 from typing import Any, Literal
@@ -27,10 +28,11 @@ from gha_core.artifacts.tables import TableWriter, read_rows, read_table
 from gha_core.cameras import Camera
 from gha_core.errors import StageError, locate
 from gha_core.landmarks import (
-    DETECTOR,
     LANDMARKS,
     Detection,
+    Detector,
     FaceMeshDetector,
+    InsightFaceDetector,
     Triangulation,
     triangulate,
 )
@@ -42,6 +44,7 @@ from tasks.stage import Inputs, StageParams
 _GRAY = 128
 _PREVIEW_TIMESTEPS, _PREVIEW_CAMERAS, _PREVIEW_SIDE = 4, 10, 256
 _BATCH = 64
+_LISTED = 20  # outlying views in the summary, the worst
 
 Row = dict[str, Any]
 
@@ -49,7 +52,11 @@ Row = dict[str, Any]
 class Params(StageParams):
     """How faces and their landmarks are found."""
 
-    detector: Literal["facemesh"] = Field("facemesh", description="which landmark model")
+    detector: Literal["facemesh", "insightface"] = Field(
+        "facemesh",
+        description="facemesh: 478 points with irises; insightface: 68 points, by models that you "
+        "download yourself and that are for non-commercial research only",
+    )
     min_confidence: float = Field(
         0.3, ge=0, le=1, description="set a frame aside if its landmarks are trusted less"
     )
@@ -61,7 +68,8 @@ class Params(StageParams):
     )
     max_reprojection: float = Field(
         0.02, gt=0, le=1, description="farther from where the other cameras see it, a point is an "
-        "outlier; fraction of the image's longer side",
+        "outlier, and a view whose median point is, is trusted less; fraction of the image's "
+        "longer side",
     )  # fmt: skip
     min_found: float = Field(
         0.05, ge=0, le=1, description="stop if a face is found in fewer of all frames"
@@ -78,13 +86,18 @@ def run(inputs: Inputs, params: Params, out: Path) -> None:
     rows = read_rows(inputs["ingest"] / "cameras.parquet", schemas.CAMERAS)
     cameras = {row["camera"]: Camera.from_row(row) for row in rows}
     trained = [name for name in cameras if name not in inputs.splits.test_cameras]
+    detector = InsightFaceDetector() if params.detector == "insightface" else FaceMeshDetector()
+    side = max(max(camera.width, camera.height) for camera in cameras.values())
+    threshold = params.max_reprojection * side
     tally = _Tally(sorted(cameras))
     preview = _Preview.choose(inputs["ingest"], sorted(cameras))
     points_table = TableWriter(out / "landmarks.parquet", schemas.LANDMARKS)
     world_table = TableWriter(out / "landmarks3d.parquet", schemas.LANDMARKS_3D)
     rejects_table = TableWriter(out / "rejects.parquet", schemas.REJECTS)
     with points_table, world_table, rejects_table:
-        for frame, views in groupby(_looked_at(inputs, params), lambda view: view.key[:3]):
+        for frame, views in groupby(
+            _looked_at(inputs, detector, params), lambda view: view.key[:3]
+        ):
             found: dict[str, Detection] = {}
             for view in views:
                 preview.add(view)
@@ -93,27 +106,34 @@ def run(inputs: Inputs, params: Params, out: Path) -> None:
                     rejects_table.write({**view.row_key, "reason": view.problem})
                 else:
                     found[view.camera] = view.detection
-                    points_table.write({**view.row_key, **_columns(view.detection)})
+            key = dict(zip(("subject", "sequence", "timestep"), frame, strict=True))
             used = [name for name in trained if name in found]
             if len(trained) > 1:
-                world = _in_world(
-                    [found[name] for name in used], [cameras[n] for n in used], params
-                )
+                seen = [found[name] for name in used]
+                world = _in_world(seen, [cameras[name] for name in used], threshold)
+                errors = _view_errors(seen, world)
                 tally.compare(used, world)
+                for name, error in zip(used, errors, strict=True):
+                    if error > threshold:
+                        tally.outlying.append(_Outlier(float(error), frame[1], frame[2], name))
+                        found[name] = _doubted(found[name], float(error), threshold)
                 world_table.write(
                     {
-                        **dict(zip(("subject", "sequence", "timestep"), frame, strict=True)),
+                        **key,
                         "points": world.points.astype(np.float32).ravel(),
                         "error": world.error.astype(np.float32),
                         "views": world.views,
                     }
                 )
+            for name, detection in found.items():
+                points_table.write({**key, "camera": name, **_columns(detection, detector.name)})
     tally.check(params.min_found)
     (out / "preview.jpg").write_bytes(encode_jpeg(preview.picture(), 90))
     write_json(
         out / "summary.json",
         {
-            "detector": DETECTOR,
+            "detector": detector.name,
+            "licences": {detector.name: detector.licence},
             **tally.summary(),
             "warnings": tally.warnings(),
         },
@@ -138,11 +158,10 @@ class _View:
         return dict(zip(("subject", "sequence", "timestep", "camera"), self.key, strict=True))
 
 
-def _looked_at(inputs: Inputs, params: Params) -> Iterator[_View]:
+def _looked_at(inputs: Inputs, detector: Detector, params: Params) -> Iterator[_View]:
     """Every frame in the order of the table, detected on all cores with bounded memory."""
     path = inputs["ingest"] / "frames.parquet"
     total = len(read_table(path, schemas.FRAMES, ["timestep"]))
-    detector = FaceMeshDetector()
     frames = read_rows(path, schemas.FRAMES, ["subject", "sequence", "timestep", "camera", "image"])
     pairs = _with_mattes(frames, read_rows(inputs["matting"] / "alpha.parquet", schemas.ALPHA))
     progress = track(pairs, "finding landmarks", total)
@@ -172,7 +191,7 @@ def _with_mattes(
         yield frame, matte["alpha"] if matched and matte is not None else None
 
 
-def _look(detector: FaceMeshDetector, row: Row, matte: bytes | None, params: Params) -> _View:
+def _look(detector: Detector, row: Row, matte: bytes | None, params: Params) -> _View:
     image = decode_image(row["image"])
     key = (row["subject"], row["sequence"], row["timestep"], row["camera"])
     alpha = None if matte is None else decode_matte(matte)
@@ -203,34 +222,68 @@ def _look(detector: FaceMeshDetector, row: Row, matte: bytes | None, params: Par
 def _fraction_on(alpha: Image, points: NDArray[np.float32]) -> float:
     """Of the points, how many lie where the matte is mostly foreground."""
     height, width = alpha.shape
+    points = points[np.isfinite(points).all(axis=-1)]
     x, y = np.floor(points).astype(int).T
     inside = (x >= 0) & (x < width) & (y >= 0) & (y < height)
     return float((alpha[y[inside], x[inside]] > 127).sum() / len(points))
 
 
-def _columns(found: Detection) -> Row:
+def _columns(found: Detection, detector: str) -> Row:
     return {
-        "detector": DETECTOR,
+        "detector": detector,
         "points": found.points.ravel(),
         "confidence": found.confidence,
         "box": found.box,
     }
 
 
-def _in_world(found: list[Detection], cameras: list[Camera], params: Params) -> Triangulation:
+def _in_world(found: list[Detection], cameras: list[Camera], threshold: float) -> Triangulation:
     if len(found) < 2:
         return Triangulation(
             np.full((LANDMARKS, 3), np.nan),
             np.full(LANDMARKS, np.nan),
             np.zeros(LANDMARKS, np.int32),
             np.zeros((len(found), LANDMARKS), bool),
+            np.full((len(found), LANDMARKS), np.nan),
         )
-    side = max(max(camera.width, camera.height) for camera in cameras)
     # A point that faces away from a camera is a guess there; it may speak only where nothing else
     # does, so that its weight is small and not zero.
     weights = np.stack([each.confidence * (0.02 + each.visibility) for each in found])
     pixels = np.stack([each.points for each in found]).astype(float)
-    return triangulate(pixels, cameras, weights, params.max_reprojection * side)
+    return triangulate(pixels, cameras, weights, threshold)
+
+
+def _view_errors(found: list[Detection], world: Triangulation) -> NDArray[np.float64]:
+    """[V] median distance, px, of each view's points from where all cameras together put them: of
+    the points that face the camera, NaN where it sees none that is known."""
+    errors = np.full(len(found), np.nan)
+    for view, each in enumerate(found):
+        known = np.isfinite(world.distances[view])
+        squarely = known & (each.visibility > 0.3)
+        chosen = squarely if squarely.any() else known
+        if chosen.any():
+            errors[view] = np.median(world.distances[view, chosen])
+    return errors
+
+
+def _doubted(found: Detection, error: float, threshold: float) -> Detection:
+    """With the confidence of a view that contradicts the others: its weight in a least-squares fit
+    then stays what a residual at the threshold has."""
+    return replace(found, confidence=found.confidence * (threshold / error) ** 2)
+
+
+@dataclass(frozen=True, order=True)
+class _Outlier:
+    """A view that contradicts the other cameras, by so many pixels."""
+
+    error: float
+    sequence: str
+    timestep: int
+    camera: str
+
+    def row(self) -> Row:
+        place = {"sequence": self.sequence, "timestep": self.timestep, "camera": self.camera}
+        return {**place, "error_px": round(self.error, 2)}
 
 
 @dataclass
@@ -244,6 +297,7 @@ class _Tally:
     agreeing: dict[str, list[float]] = field(default_factory=lambda: defaultdict(list))
     reprojection: list[float] = field(default_factory=list)
     known: list[float] = field(default_factory=list)
+    outlying: list[_Outlier] = field(default_factory=list)
     first_problem: str = ""
 
     def count(self, view: _View) -> None:
@@ -291,6 +345,10 @@ class _Tally:
             summary["triangulated"] = round(float(np.mean(self.known)), 4)
         if self.reprojection:
             summary["reprojection_px"] = round(float(np.mean(self.reprojection)), 4)
+            summary["outlying"] = len(self.outlying)
+            summary["outlying_views"] = [
+                each.row() for each in sorted(self.outlying, reverse=True)[:_LISTED]
+            ]
         return summary
 
     def warnings(self) -> list[str]:

@@ -24,7 +24,7 @@ from gha_core.artifacts import schemas
 from gha_core.artifacts.blobs import Blobs
 from gha_core.artifacts.contact_sheet import contact_sheet
 from gha_core.artifacts.images import Image, decode_image, encode_jpeg
-from gha_core.artifacts.stage_folder import write_json
+from gha_core.artifacts.stage_folder import licences, write_json
 from gha_core.artifacts.tables import read_rows, read_table, write_table
 from gha_core.artifacts.tensors import save_tensors
 from gha_core.cameras import Camera
@@ -149,7 +149,8 @@ def run(inputs: Inputs, params: Params, out: Path) -> None:
     )
     (out / "preview.jpg").write_bytes(encode_jpeg(_preview(inputs, seen, head, kept), 90))
     facts = _summary(seen, model, track, kept, rejects, given)
-    write_json(out / "summary.json", facts | _about(params, model))
+    about = {"licences": licences(inputs["landmarks"]), **_about(params, model)}
+    write_json(out / "summary.json", facts | about)
 
 
 @dataclass(frozen=True)

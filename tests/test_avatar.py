@@ -25,6 +25,7 @@ from safetensors.torch import load_file, save_file
 
 from gha_core.artifacts import schemas
 from gha_core.artifacts.images import decode_image, encode_png
+from gha_core.artifacts.stage_folder import write_json
 from gha_core.artifacts.tables import read_rows, write_table
 from gha_core.avatar import Avatar, quaternions
 from gha_core.avatar.checkpoint import FILE, read_checkpoint
@@ -179,6 +180,8 @@ def _make_subject(folder: Path) -> None:
     write_table(folder / "ingest/cameras.parquet", schemas.CAMERAS, rows)
     write_table(folder / "ingest/backgrounds.parquet", schemas.BACKGROUNDS, [])
     write_table(folder / "matting/alpha.parquet", schemas.ALPHA, alphas)
+    write_json(folder / "matting/summary.json", {"licences": {"Robust Video Matting": "GPL-3.0"}})
+    write_json(folder / "tracking/summary.json", {"licences": {"facemesh": "Apache-2.0"}})
     write_table(folder / "tracking/tracking.parquet", schemas.TRACKING, tracked)
     identity = {
         "identity": torch.zeros(2),
@@ -708,7 +711,11 @@ def test_it_renders_any_size_on_white(trained: Path) -> None:
 def test_it_says_what_it_is_made_of(trained: Path) -> None:
     avatar = Avatar.load(trained)
     assert avatar.expression_names == NAMES
-    assert avatar.licences == {"face model": "CC0-1.0"}
+    assert avatar.licences == {
+        "face model": "CC0-1.0",
+        "Robust Video Matting": "GPL-3.0",
+        "facemesh": "Apache-2.0",
+    }
     assert set(avatar.lineage) == {f"{folder}/{name}" for folder, name in stage.LINEAGE}
     assert all(len(digest) == 64 for digest in avatar.lineage.values())
 

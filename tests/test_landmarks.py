@@ -24,8 +24,15 @@ from gha_core.errors import StageError
 from gha_core.faces.head_model import build_head
 from gha_core.faces.model import FaceModel
 from gha_core.faces.portrait import Painter, portrait_camera
-from gha_core.landmarks import FaceMeshDetector, find_faces, main_face, triangulate
+from gha_core.landmarks import (
+    Detection,
+    FaceMeshDetector,
+    find_faces,
+    main_face,
+    triangulate,
+)
 from gha_core.landmarks.drawing import draw_landmarks
+from gha_core.landmarks.insightface import POINTS_68
 from gha_core.landmarks.points import CONTOURS, LEFT_EYE, RIGHT_EYE
 from gha_core.landmarks.regions import Region, sample, upright
 from gha_core.splits import Splits
@@ -534,6 +541,56 @@ def test_a_camera_with_a_wrong_calibration_is_named(
     (warning,) = read_json(out / "summary.json")["warnings"]
     assert "cam+12" in warning
     assert "calibration" in warning
+
+
+def test_a_view_that_contradicts_the_others_is_doubted_and_listed(
+    tmp_path: Path, frames: dict[str, tuple[Image, Camera]], portray: Portray
+) -> None:
+    """One frame of one camera is shifted: a frozen or a swapped camera looks like this."""
+    views = {**frames, "cam+12": portray(yaw=12)}
+    views["cam+12"] = (views["cam+12"][0], replace(views["cam+12"][1], name="cam+12"))
+    shifted = np.roll(views["cam+12"][0], 14, axis=1)
+    inputs = subject(tmp_path / "s", views, {(1, "cam+12"): shifted})
+    out = run(inputs, tmp_path / "out")
+    summary = read_json(out / "summary.json")
+    (listed,) = summary["outlying_views"]
+    assert summary["outlying"] == 1
+    assert (listed["sequence"], listed["timestep"], listed["camera"]) == ("A", 1, "cam+12")
+    assert 10 < listed["error_px"] < 18
+    rows = read_table(out / "landmarks.parquet", schemas.LANDMARKS).to_pylist()
+    trust = {(row["timestep"], row["camera"]): row["confidence"] for row in rows}
+    doubt = (0.02 * 256 / listed["error_px"]) ** 2
+    assert trust[1, "cam+12"] == pytest.approx(doubt * trust[0, "cam+12"], rel=0.1)
+    assert min(trust[key] for key in trust if key != (1, "cam+12")) > 0.8
+
+
+def test_the_stage_can_use_insightface(
+    tmp_path: Path, frames: dict[str, tuple[Image, Camera]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its points are told from ours by their NaN, and its licence is on record."""
+    real = FaceMeshDetector()
+
+    class Few:
+        name, licence = "insightface", "non-commercial research only"
+
+        def detect(self, image: Image) -> Detection | None:
+            found = real.detect(image)
+            if found is None:
+                return None
+            known = np.isin(np.arange(478), POINTS_68)[:, None]
+            return replace(found, points=np.where(known, found.points, np.nan).astype(np.float32))
+
+    monkeypatch.setattr(stage, "InsightFaceDetector", Few)
+    out = run(subject(tmp_path / "s", frames), tmp_path / "out", detector="insightface")
+    summary = read_json(out / "summary.json")
+    assert (summary["detector"], summary["found"]) == ("insightface", 6)
+    assert summary["licences"] == {"insightface": "non-commercial research only"}
+    rows = read_table(out / "landmarks.parquet", schemas.LANDMARKS).to_pylist()
+    assert {row["detector"] for row in rows} == {"insightface"}
+    world = read_table(out / "landmarks3d.parquet", schemas.LANDMARKS_3D).to_pylist()
+    known = np.isfinite(np.array(world[0]["points"]).reshape(478, 3)).all(1)
+    assert set(np.flatnonzero(known)) <= set(POINTS_68)
+    assert known.sum() > 60
 
 
 @pytest.mark.shared

@@ -66,3 +66,12 @@ def _sync_path(path: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def licences(folder: Path) -> dict[str, str]:
+    """Model -> licence, of what had a part in an artifact, as its summary records them.
+
+    Nothing for an artifact that has no summary: it came from elsewhere.
+    """
+    summary = folder / "summary.json"
+    return read_json(summary).get("licences", {}) if summary.is_file() else {}

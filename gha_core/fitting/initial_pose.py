@@ -68,7 +68,11 @@ def initial_pose(
     reach = np.full((count, cameras, 3), np.nan)
     # Points that neither expressions nor the detector's habits move much.
     firm = np.linalg.norm(landmarks.expression, axis=1).max(1)
-    steady = np.argsort(firm / (landmarks.weights + 1e-3))[: max(len(firm) // 3, 6)]
+    seen = np.isfinite(observations.points[:, :, landmarks.points, 0])
+    known = np.flatnonzero(seen.reshape(-1, len(firm)).any(axis=0))
+    order = np.argsort(firm / (landmarks.weights + 1e-3))
+    order = order[np.isin(order, known)]  # some detectors know few of the points
+    steady = order[: max(len(order) // 3, 12)]
     shape, chosen = landmarks.mean[steady], landmarks.points[steady]
     for time, view in zip(*np.nonzero(observations.confidence > 0), strict=True):
         found = _pnp(shape, observations.points[time, view, chosen], observations.intrinsics[view])

@@ -13,7 +13,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gha_core.artifacts.images import Image
+from gha_core.assets import ASSETS
 from gha_core.landmarks import face_boxes
+from gha_core.landmarks.detection import Detection
 from gha_core.landmarks.face_boxes import FaceBox, FaceFinder, main_face
 from gha_core.landmarks.models import Model
 from gha_core.landmarks.points import LANDMARKS, LEFT_EYE, MESH_LANDMARKS, RIGHT_EYE
@@ -33,24 +35,6 @@ _FACE_MARGIN, _EYE_MARGIN = 1.5, 2.3  # region side per extent, as the models we
 
 
 @dataclass(frozen=True)
-class Detection:
-    """One face.
-
-    Attributes:
-        points: [478, 2] float32, pixels of the image, first pixel centre at (0.5, 0.5).
-        confidence: 0..1, low where the face is doubtful or turned too far to be trusted.
-        box: [4] float32 x0 y0 x1 y1 around the points.
-        visibility: [478] float32 0..1, how squarely each point faces the camera (0: turned away,
-            so that its position is a guess of the model).
-    """
-
-    points: NDArray[np.float32]
-    confidence: float
-    box: NDArray[np.float32]
-    visibility: NDArray[np.float32]
-
-
-@dataclass(frozen=True)
 class _Mesh:
     points: Array  # [468, 3] image pixels; z in the same scale, away from the camera
     score: float
@@ -62,6 +46,9 @@ class FaceMeshDetector:
     Args:
         min_face_score: of the face detector and of the mesh model, below which there is no face.
     """
+
+    name = DETECTOR
+    licence = ASSETS[DETECTOR].licence
 
     # How the region is moved for the passes whose mean is the result: dx, dy, scale, turn (rad).
     _VARIATIONS = (

@@ -24,12 +24,14 @@ class Triangulation:
     error: [L] median reprojection error over the inlier views, pixels; NaN where unknown.
     views: [L] number of inlier views; 0 where unknown.
     inliers: [V, L] which views agree with each point.
+    distances: [V, L] reprojection error of every view, pixels; NaN where point or pixel is unknown.
     """
 
     points: Array
     error: Array
     views: NDArray[np.int32]
     inliers: NDArray[np.bool_]
+    distances: Array
 
 
 def triangulate(
@@ -84,6 +86,7 @@ def triangulate(
         error,
         np.where(known, views, 0).astype(np.int32),
         inliers,
+        np.where(known & np.isfinite(errors), errors, np.nan),
     )
 
 

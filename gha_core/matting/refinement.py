@@ -130,9 +130,9 @@ def _surroundings(
         return [np.zeros((int(where.sum()), 3), np.float32)]
     height, width = known.shape
     weights = known.astype(np.float32)
-    weighted = cv2.merge([image * weights[..., None], weights])
+    weighted = cv2.merge([image * weights[..., None], weights]).astype(np.float32, copy=False)
     result = np.zeros((int(where.sum()), 4), np.float32)
-    small = weighted
+    small: NDArray = weighted
     for scale, shrink in ((2 * radius, 2), (6 * radius, 4), (18 * radius, 8)):
         size = max(1, width // shrink), max(1, height // shrink)
         small = cv2.resize(small, size, interpolation=cv2.INTER_AREA)
@@ -145,22 +145,22 @@ def _surroundings(
         result += (1 - result[:, 3:]) * chosen
     mean_colour = image[known].mean(0)
     blended = result[:, :3] + (1 - result[:, 3:]) * mean_colour
-    return [_nearest(image, known, where), blended]
+    return [_nearest(weighted, known, where), blended]
 
 
-def _nearest(image: Floats, known: NDArray[np.bool_], where: NDArray[np.bool_]) -> Floats:
-    """[N, 3]: the colour of the nearest known pixel, noise averaged with its known neighbours."""
+def _nearest(weighted: Floats, known: NDArray[np.bool_], where: NDArray[np.bool_]) -> Floats:
+    """[N, 3]: the colour of the nearest known pixel, noise averaged with its known neighbours.
+
+    Args:
+        weighted: [H, W, 4] colours and 1 where they are known, else 0.
+    """
     _, labels = cv2.distanceTransformWithLabels(
         (~known).astype(np.uint8), cv2.DIST_L2, 5, labelType=cv2.DIST_LABEL_PIXEL
     )
-    weights = known.astype(np.float32)
-    means = (
-        cv2.blur(image * weights[..., None], (3, 3))
-        / np.maximum(cv2.blur(weights, (3, 3)), 1e-6)[..., None]
-    )
-    table = np.zeros((int(labels.max()) + 1, 3), np.float32)
-    table[labels[known]] = means[known]
-    return table[labels[where]]
+    place = np.zeros(int(labels.max()) + 1, np.int64)
+    place[labels[known]] = np.flatnonzero(known)
+    means = cv2.blur(weighted, (3, 3)).reshape(-1, 4)[place[labels[where]]]
+    return means[:, :3] / means[:, 3:]
 
 
 def _closed_form(
