@@ -197,10 +197,15 @@ def main() -> None:
         figures["geometry_mm"] = _short(np.mean(errors))
     if (given.artifacts / "matting").exists():
         figures["matte_mean_absolute_error"] = round(matte_error(given.artifacts, truth), 5)
+    tell(figures, given.json)
+
+
+def tell(figures: dict[str, Any], path: Path | None) -> None:
+    """Print the figures, and write them to the file if one is wanted."""
     text = json.dumps(figures, indent=2)
     print(text)
-    if given.json:
-        given.json.write_text(text + "\n")
+    if path:
+        path.write_text(text + "\n")
 
 
 if __name__ == "__main__":

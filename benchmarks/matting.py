@@ -14,7 +14,6 @@ side by side, so that n cores do n times as many; under load CPU seconds stay co
 from __future__ import annotations
 
 import argparse
-import json
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -23,7 +22,7 @@ from typing import Any
 import cv2
 import numpy as np
 
-from benchmarks.accuracy import stored_matte
+from benchmarks.accuracy import stored_matte, tell
 from gha_core.artifacts import schemas
 from gha_core.artifacts.images import Image, decode_image, encode_jpeg, encode_png
 from gha_core.artifacts.tables import read_rows
@@ -135,10 +134,7 @@ def main() -> None:
             "cpu_seconds_802x550": seconds[name],
             "images_per_second_2_cores_802x550": round(2 / seconds[name], 1),
         }
-    text = json.dumps(figures, indent=2)
-    print(text)
-    if given.json:
-        given.json.write_text(text + "\n")
+    tell(figures, given.json)
 
 
 if __name__ == "__main__":
