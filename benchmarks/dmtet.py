@@ -45,7 +45,8 @@ def main() -> None:
     report(rows, machine, chosen)
     for each in rows:
         ours, twin = each["peak_mb"]["ours"], each["peak_mb"]["twin"]
-        print(f"{each['name']}: peak memory {ours} MB, twin {twin} MB, {twin / ours:.1f} times")
+        ratio = twin / max(ours, 1)  # a step on a coarse lattice may take nothing that was not there
+        print(f"{each['name']}: peak memory {ours} MB, twin {twin} MB, {ratio:.1f} times")
 
 
 def prepare(resolution: int) -> tuple[dict[str, Run], HeadNetworks, int]:
