@@ -45,7 +45,7 @@ def main() -> None:
     report(rows, machine, chosen)
     for each in rows:
         ours, twin = each["peak_mb"]["ours"], each["peak_mb"]["twin"]
-        ratio = twin / max(ours, 1)  # a step on a coarse lattice may take nothing that was not there
+        ratio = twin / max(ours, 1)  # coarse: nothing that was not there
         print(f"{each['name']}: peak memory {ours} MB, twin {twin} MB, {ratio:.1f} times")
 
 
