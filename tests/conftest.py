@@ -33,3 +33,19 @@ def dvc_project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     for name in (".dvc/config", ".dvc/.gitignore", ".dvc/plots.html", ".dvcignore", ".gitignore"):
         (tmp_path / name).write_bytes((root / name).read_bytes())
     return tmp_path
+
+
+@pytest.fixture(scope="session")
+def tiny_capture(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Footage of the synthetic person, some frames at 128 px. Read it only."""
+    from gha_core.synthetic.capture import SIZES, film
+
+    return film(tmp_path_factory.mktemp("studio"), SIZES["small"])
+
+
+@pytest.fixture(scope="session")
+def tiny_artifacts(tmp_path_factory: pytest.TempPathFactory, tiny_capture: Path) -> Path:
+    """What all seven stages make of it, a folder per stage; half a minute. Read it only."""
+    from tiny_run import make
+
+    return make(tmp_path_factory.mktemp("tiny"), tiny_capture)
