@@ -4,7 +4,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 NATIVE := CMakeLists.txt $(wildcard gha_core/*/*.cpp gha_core/native/*)
 
-.PHONY: install demo test lint sanitize clean
+.PHONY: install demo test browser lint sanitize clean
 install: .venv/.assets
 
 .venv/.installed: pyproject.toml constraints.txt $(NATIVE)
@@ -27,7 +27,16 @@ lint: .venv/.installed
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-test: install lint
+# Tests of web pages drive Debian's Chromium; where it cannot be installed, they skip and say so.
+browser:
+	@test -x /usr/bin/chromium || { \
+	  if command -v apt-get >/dev/null && [ "$$(id -u)" = 0 ]; then \
+	    apt-get -qq update && DEBIAN_FRONTEND=noninteractive \
+	      apt-get -qq install -y --no-install-recommends chromium >/dev/null; \
+	  else false; fi; \
+	} || echo "No Chromium: tests of web pages will be skipped. To have them: apt-get install chromium"
+
+test: install lint browser
 	$(BIN)/pytest
 
 # The tests of the native kernels under AddressSanitizer and UndefinedBehaviorSanitizer (GCC).

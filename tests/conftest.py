@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from browser import browser, page, screenshots  # noqa: F401  fixtures
 
 
 @pytest.fixture(autouse=True, scope="session")
