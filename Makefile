@@ -4,7 +4,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 NATIVE := CMakeLists.txt $(wildcard gha_core/*/*.cpp gha_core/native/*)
 
-.PHONY: install demo test browser lint sanitize clean
+.PHONY: install demo test browser lint api sanitize clean
 install: .venv/.assets
 
 .venv/.installed: pyproject.toml constraints.txt $(NATIVE)
@@ -38,6 +38,10 @@ browser:
 
 test: install lint browser
 	$(BIN)/pytest
+
+# Reference of gha_core from its docstrings, in build/api.
+api: install
+	$(BIN)/pdoc --docformat google -o build/api gha_core
 
 # The tests of the native kernels under AddressSanitizer and UndefinedBehaviorSanitizer (GCC).
 SANITIZED := build/sanitized
