@@ -17,6 +17,7 @@ from typing import Any
 
 import cv2
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from safetensors.numpy import load_file
 from scipy.spatial import cKDTree
@@ -24,10 +25,10 @@ from scipy.spatial import cKDTree
 from gha_core.artifacts import schemas
 from gha_core.artifacts.images import decode_matte
 from gha_core.artifacts.tables import read_rows
-from gha_core.evaluation.regions import TrackedFace
 from gha_core.faces.identity_space import similarity_to
 from gha_core.pose import HeadPose
 from gha_core.synthetic.truth import Truth, load_truth
+from gha_core.tracked_face import TrackedFace
 
 SURFACE_SAMPLES = 300_000
 
@@ -63,11 +64,12 @@ class Tracked:
     @staticmethod
     def load(artifacts: Path, truth: Truth) -> Tracked:
         face = TrackedFace.load(artifacts / "tracking")
-        region = face.regions["face"]
+        region = face.regions["face"].numpy()
         sequences, errors, similar, found, true = [], [], [], [], []
         for row in read_rows(artifacts / "tracking" / "tracking.parquet", schemas.TRACKING):
             expression = np.array(row["expression"], np.float32)
-            places = _pose(row).to_world(face.vertices(expression))[region]
+            found_face = face.deformed(torch.from_numpy(expression)).numpy()
+            places = _pose(row).to_world(found_face)[region]
             own = truth.sequences[row["sequence"]]
             wanted = own.vertices[row["timestep"]][region]
             scale, turn, shift = similarity_to(wanted, places)
@@ -128,7 +130,7 @@ def geometry_errors(artifacts: Path, truth: Truth, every: int = 6) -> list[float
     """Mean distance in mm from the true neutral face to the mesh, at every n-th timestep."""
     mesh = load_file(artifacts / "geometry" / "geometry.safetensors")
     surface = _sample(mesh["vertices"], mesh["faces"].astype(int))
-    region = TrackedFace.load(artifacts / "tracking").regions["face"]
+    region = TrackedFace.load(artifacts / "tracking").regions["face"].numpy()
     errors = []
     for row in read_rows(artifacts / "tracking" / "tracking.parquet", schemas.TRACKING):
         if row["timestep"] % every == 0:

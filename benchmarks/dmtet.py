@@ -21,10 +21,10 @@ from torch import Tensor, nn
 
 from benchmarks.harness import Options, Run, measure_machine, options, report, row, take_turns
 from gha_core.geometry.extraction import Extractor, fit_sphere
-from gha_core.geometry.frames import TrackedFace
 from gha_core.geometry.marching import blend, cross, interpolate
 from gha_core.geometry.networks import HeadNetworks
 from gha_core.geometry.tetrahedra import Lattice, fill_box
+from gha_core.tracked_face import TrackedFace
 
 WIDTH, SIDE = 64, 1.6  # of the networks, of the box in head lengths
 FULL = [32, 64, 128]  # cells along each side
@@ -56,7 +56,7 @@ def prepare(resolution: int) -> tuple[dict[str, Run], HeadNetworks, int]:
     networks = HeadNetworks(2, WIDTH)
     fit_sphere(networks, cube(16), 0.5, 100, 0)
     face = TrackedFace(
-        torch.eye(3), torch.tensor([[0, 1, 2]]), torch.zeros(2, 3, 3), torch.eye(3), torch.arange(3)
+        torch.eye(3), torch.tensor([[0, 1, 2]]), torch.zeros(2, 3, 3), torch.eye(3), {}
     )
     extractor = Extractor(lattice, lattice.spacing / 2, face)
 

@@ -23,12 +23,13 @@ from gha_core.artifacts.stage_folder import write_json
 from gha_core.artifacts.tables import write_table
 from gha_core.avatar import Avatar
 from gha_core.avatar.head import GaussianHead, HeadConfig
-from gha_core.avatar.initialise import Photo, Surface, TrackedFace, neutral_gaussians
+from gha_core.avatar.initialise import Photo, Surface, neutral_gaussians
 from gha_core.avatar.samples import TrainingViews
 from gha_core.avatar.super_resolution import SuperResolution
 from gha_core.avatar.training import History, Rates, TrainingConfig, Weights, train
 from gha_core.dataset import Dataset
 from gha_core.losses import PerceptualDistance
+from gha_core.tracked_face import TrackedFace
 from tasks.stage import Inputs, StageParams
 
 LINEAGE = (

@@ -23,7 +23,7 @@ from gha_core.artifacts.videos import write_video
 from gha_core.avatar import Avatar
 from gha_core.dataset import Dataset, View
 from gha_core.evaluation.optional_metrics import optional_metrics
-from gha_core.evaluation.regions import FEATURE_MARGIN, HAIR_MARGIN, TrackedFace
+from gha_core.evaluation.regions import FEATURE_MARGIN, HAIR_MARGIN
 from gha_core.evaluation.report import (
     TASK_NAMES,
     Report,
@@ -42,6 +42,7 @@ from gha_core.evaluation.scoring import (
 from gha_core.landmarks import FaceMeshDetector
 from gha_core.progress import track
 from gha_core.reenactment import frontal_camera
+from gha_core.tracked_face import TrackedFace
 from tasks.stage import Inputs, StageParams
 
 SHOWN_STAGES = ("ingest", "matting", "tracking", "avatar")

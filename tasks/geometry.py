@@ -23,9 +23,9 @@ from gha_core.artifacts.tables import write_table
 from gha_core.dataset import Dataset, View
 from gha_core.geometry.extraction import Surface
 from gha_core.geometry.frames import (
-    TrackedFace,
     TrainingFrame,
     load_frames,
+    seen_from_outside,
     subject_box,
     within_box,
 )
@@ -43,6 +43,7 @@ from gha_core.geometry.training import (
     extract,
     train,
 )
+from gha_core.tracked_face import TrackedFace
 from tasks.stage import Inputs, StageParams
 
 _PREVIEW_VIEWS = 5
@@ -121,19 +122,19 @@ def run(inputs: Inputs, params: Params, out: Path) -> None:
         StageError: nothing to train on, or the mesh vanished; with the cause.
     """
     dataset = Dataset(inputs["ingest"], inputs["matting"], inputs["tracking"], inputs.splits)
-    face = TrackedFace.load(inputs["tracking"] / "identity.safetensors")
+    face = seen_from_outside(TrackedFace.load(inputs["tracking"]))
     frames = load_frames(dataset, params.image_size, params.frames)
     box = subject_box(frames, face, params.margin, params.reach)
     frames = within_box(frames, box)
-    checkpoint = inputs.work / "geometry.safetensors"
-    state = train(frames, face, box, params.settings, inputs.seed, checkpoint)
+    state = train(frames, face, box, params.settings, inputs.seed, inputs.work)
 
     surface = extract(state, face, box, params.settings, params.output_resolution)
     mesh, parts = _neutral_mesh(state, surface, face, frames, params.settings)
     networks = {f"net.{name}": value for name, value in state.networks.state_dict().items()}
     save_file(mesh | networks, out / "geometry.safetensors")
     write_ply(out / "mesh.ply", mesh["vertices"], mesh["faces"], mesh["colours"])
-    write_table(out / "history.parquet", schemas.HISTORY, state.history)
+    rows = [{"step": step, "term": term, "value": value} for step, term, value in state.history]
+    write_table(out / "history.parquet", schemas.HISTORY, rows)
     preview = _preview(dataset, state, surface, face, params.settings)
     (out / "preview.jpg").write_bytes(encode_jpeg(preview, 90))
     write_json(
@@ -162,7 +163,7 @@ def _neutral_mesh(
     """The tensors of the artifact, and how many parts the surface had."""
     poses = torch.stack([frame.pose_vector for frame in frames])
     typical = poses[(poses - poses.median(0).values).norm(dim=1).argmin()]
-    rest = torch.zeros(len(face.expression_basis))
+    rest = torch.zeros(len(face.basis))
     with torch.no_grad():
         animated = animate(state.networks, surface, state.landmarks, rest, typical, face, settings)
     part = largest_component(surface.faces, len(surface.vertices))
@@ -217,7 +218,7 @@ def _preview_views(views: list[View]) -> list[View]:
 
 
 def _last_values(state: TrainingState) -> dict[str, float]:
-    return {row["term"]: round(row["value"], 6) for row in state.history}
+    return {term: round(value, 6) for _, term, value in state.history}
 
 
 def _warnings(mesh: dict[str, Tensor], state: TrainingState) -> list[str]:

@@ -28,12 +28,10 @@ from gha_core.artifacts.images import decode_image, encode_png
 from gha_core.artifacts.stage_folder import write_json
 from gha_core.artifacts.tables import read_rows, write_table
 from gha_core.avatar import Avatar, quaternions
-from gha_core.avatar.checkpoint import FILE, read_checkpoint
 from gha_core.avatar.head import GaussianHead, HeadConfig
 from gha_core.avatar.initialise import (
     SHARES,
     Surface,
-    TrackedFace,
     principal_features,
     sample_triangles,
 )
@@ -41,6 +39,7 @@ from gha_core.avatar.rendering import render_colours
 from gha_core.avatar.samples import TrainingViews
 from gha_core.avatar.super_resolution import MARGIN, SCALE, SuperResolution
 from gha_core.cameras import Camera, look_at
+from gha_core.checkpoint import FILE, read_checkpoint
 from gha_core.dataset import Dataset
 from gha_core.errors import ArtifactError, StageError
 from gha_core.geometry.networks import ConditionedMLP, positional_encoding
@@ -48,6 +47,7 @@ from gha_core.mesh_rasterisation import rasterize
 from gha_core.pose import HeadPose
 from gha_core.splatting import rasterize_gaussians
 from gha_core.splits import Splits
+from gha_core.tracked_face import TrackedFace
 from tasks import avatar as stage
 from tasks.stage import Inputs
 

@@ -6,16 +6,18 @@ import re
 
 import numpy as np
 import pytest
+import torch
 from scipy.spatial.transform import Rotation
 
 from gha_core.cameras import Camera, look_at
 from gha_core.evaluation.metrics import keypoint_distance, masked_mean, psnr, ssim_map
 from gha_core.evaluation.optional_metrics import optional_metrics
-from gha_core.evaluation.regions import TrackedFace, region_masks
+from gha_core.evaluation.regions import region_masks
 from gha_core.evaluation.report import Report, error_map, line_plot, render_report
 from gha_core.evaluation.scoring import evenly
 from gha_core.pose import HeadPose
 from gha_core.reenactment import Motion, at_height, frontal_camera, retarget
+from gha_core.tracked_face import TrackedFace
 
 RNG = np.random.default_rng(0)
 
@@ -41,14 +43,15 @@ def face() -> TrackedFace:
     basis = np.zeros((1, *neutral.shape), np.float32)
     basis[0, (names == "lips") & (neutral[:, 1] < -0.25), 1] = -0.2
     return TrackedFace(
-        neutral=neutral,
-        basis=basis,
-        faces=np.array([[0, 1, 2]]),
+        vertices=torch.from_numpy(neutral),
+        faces=torch.tensor([[0, 1, 2]]),
+        basis=torch.from_numpy(basis),
+        landmarks=torch.zeros(0, 3),
         regions={
-            "neck": names == "neck",
-            "scalp": names == "scalp",
-            "lips": names == "lips",
-            "eyelids": np.char.endswith(names, "lid"),
+            "neck": torch.from_numpy(names == "neck"),
+            "scalp": torch.from_numpy(names == "scalp"),
+            "lips": torch.from_numpy(names == "lips"),
+            "eyelids": torch.from_numpy(np.char.endswith(names, "lid")),
         },
     )
 

@@ -1,4 +1,4 @@
-"""Writing safetensors files whose bytes depend on nothing but their content."""
+"""Safetensors files: written so that their bytes depend on nothing but their content."""
 
 from __future__ import annotations
 
@@ -7,8 +7,11 @@ import struct
 from collections.abc import Mapping
 from pathlib import Path
 
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
+
+from gha_core.errors import ArtifactError
 
 
 def save_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> None:
@@ -24,3 +27,21 @@ def save_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[st
     text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
     text += b" " * (-len(text) % 8)  # the format wants the data aligned
     Path(path).write_bytes(struct.pack("<Q", len(text)) + text + content[8 + length :])
+
+
+def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """All tensors of a stage's file, and its metadata.
+
+    Raises:
+        ArtifactError: the file is absent or damaged.
+    """
+    try:
+        with safe_open(path, "pt") as file:
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+            return tensors, file.metadata() or {}
+    except FileNotFoundError:
+        raise ArtifactError(f"{path} does not exist. Run the {path.parent.name} stage.") from None
+    except SafetensorError as error:
+        raise ArtifactError(
+            f"{path} is damaged ({error}). Run the {path.parent.name} stage again."
+        ) from None

@@ -9,7 +9,6 @@ model as far as that reaches.
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,19 +16,20 @@ import cv2
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from safetensors import SafetensorError, safe_open
 from scipy.spatial import cKDTree
 from torch import Tensor
 
 from gha_core.artifacts.images import Image
+from gha_core.artifacts.tensors import read_tensors
 from gha_core.avatar import quaternions
 from gha_core.avatar.head import Neutral, mean_pose
 from gha_core.cameras import Camera
-from gha_core.errors import ArtifactError, StageError
+from gha_core.errors import StageError
 from gha_core.geometry.expression_prior import CarriedExpressions, carry
 from gha_core.geometry.networks import control_weight
 from gha_core.mesh_rasterisation import rasterize
 from gha_core.pose import HeadPose
+from gha_core.tracked_face import TrackedFace
 
 # Share of all Gaussians that starts on each part of the face model: much detail on little area.
 SHARES = {
@@ -58,48 +58,6 @@ BEYOND, AGREEMENT = 0.12, 0.9
 
 
 @dataclass(frozen=True)
-class TrackedFace:
-    """The face model as tracking fitted it to the subject; head space.
-
-    Attributes:
-        vertices: [V, 3] neutral; basis: [E, V, 3]; faces: [F, 3] int64.
-        landmarks: [M, 3] neutral; regions: name -> [V] bool.
-        expression_names: what each of the E coefficients means; licence: of the face model.
-    """
-
-    vertices: Tensor
-    basis: Tensor
-    faces: Tensor
-    landmarks: Tensor
-    regions: dict[str, Tensor]
-    expression_names: tuple[str, ...]
-    licence: str
-
-    @staticmethod
-    def load(tracking: Path) -> TrackedFace:
-        """Read ``identity.safetensors`` of a tracking artifact.
-
-        Raises:
-            ArtifactError: the file is absent or damaged.
-        """
-        path = tracking / "identity.safetensors"
-        tensors, metadata = _read(path)
-        return TrackedFace(
-            vertices=tensors["neutral_vertices"].float(),
-            basis=tensors["expression_basis"].float(),
-            faces=tensors["faces"].long(),
-            landmarks=tensors["landmarks"].float(),
-            regions={
-                name.removeprefix("region."): tensor.bool()
-                for name, tensor in tensors.items()
-                if name.startswith("region.")
-            },
-            expression_names=tuple(json.loads(metadata.get("expression_names", "[]"))),
-            licence=metadata.get("licence", ""),
-        )
-
-
-@dataclass(frozen=True)
 class Surface:
     """The geometry stage's neutral mesh; head space.
 
@@ -120,7 +78,7 @@ class Surface:
             ArtifactError: the file is absent or damaged.
             StageError: the mesh is empty.
         """
-        tensors, _ = _read(geometry / "geometry.safetensors")
+        tensors, _ = read_tensors(geometry / "geometry.safetensors")
         faces = tensors["faces"].long()
         if not len(faces):
             raise StageError(
@@ -272,20 +230,6 @@ def principal_features(features: Tensor, size: int) -> Tensor:
         sign = torch.sign(axes.gather(0, axes.abs().argmax(0, keepdim=True)))
         opened = torch.nn.functional.pad(centred @ (axes * sign), (0, max(size - axes.shape[1], 0)))
     return (opened / opened.square().mean().sqrt().clamp(min=1e-6)).float()
-
-
-def _read(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """All tensors of a safetensors file, and its metadata."""
-    try:
-        with safe_open(path, "pt") as file:
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-            return tensors, file.metadata() or {}
-    except FileNotFoundError:
-        raise ArtifactError(f"{path} does not exist. Run the {path.parent.name} stage.") from None
-    except SafetensorError as error:
-        raise ArtifactError(
-            f"{path} is damaged ({error}). Run the {path.parent.name} stage again."
-        ) from None
 
 
 def _on_face(

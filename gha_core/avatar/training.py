@@ -15,18 +15,18 @@ import torch
 from torch import Tensor, nn
 
 from gha_core.avatar import quaternions
-from gha_core.avatar.checkpoint import (
+from gha_core.avatar.denormals import flush_denormals
+from gha_core.avatar.head import GaussianHead, Gaussians
+from gha_core.avatar.rendering import FeatureImage, render_colours, render_features
+from gha_core.avatar.samples import Batch, Frame, TrainingViews
+from gha_core.avatar.super_resolution import SCALE, SuperResolution
+from gha_core.checkpoint import (
     Checkpoint,
     optimiser_tensors,
     read_checkpoint,
     restore_optimiser,
     write_checkpoint,
 )
-from gha_core.avatar.denormals import flush_denormals
-from gha_core.avatar.head import GaussianHead, Gaussians
-from gha_core.avatar.rendering import FeatureImage, render_colours, render_features
-from gha_core.avatar.samples import Batch, Frame, TrainingViews
-from gha_core.avatar.super_resolution import SCALE, SuperResolution
 from gha_core.errors import NotFiniteError, StageError, locate
 from gha_core.losses import PerceptualDistance, l1, soft_iou, structural_dissimilarity
 from gha_core.progress import track
@@ -136,8 +136,8 @@ def train(
     found = read_checkpoint(work, fingerprint)
     if found is not None:
         start, history = found.step, found.history
-        modules.load_state_dict(_under(found.tensors, "model."))
-        restore_optimiser(optimiser, _under(found.tensors, "optimiser."))
+        modules.load_state_dict(found.part("model"))
+        restore_optimiser(optimiser, found.part("optimiser"))
     saved = time.monotonic()
 
     def save(step: int) -> None:
@@ -394,11 +394,3 @@ def _check_finite(tensors: Iterable[tuple[str, Tensor]], step: int, frame: Frame
                 "The last good checkpoint is kept. Lower the learning rates of the avatar section, "
                 "or look at this frame's image, matte and tracked pose."
             )
-
-
-def _under(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
-    return {
-        name.removeprefix(prefix): tensor
-        for name, tensor in tensors.items()
-        if name.startswith(prefix)
-    }

@@ -6,17 +6,15 @@ avatar of a subject is scored on the same pixels.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from pathlib import Path
-
 import cv2
 import numpy as np
+import torch
 from numpy.typing import NDArray
-from safetensors.numpy import load_file
 
 from gha_core.artifacts.images import Image
 from gha_core.cameras import Camera
 from gha_core.pose import HeadPose
+from gha_core.tracked_face import TrackedFace
 
 Mask = NDArray[np.bool_]
 REGIONS = ("full", "head", "mouth_eyes")
@@ -28,41 +26,6 @@ HAIR_MARGIN = 1.35
 FEATURE_MARGIN = 0.025
 
 
-@dataclass(frozen=True)
-class TrackedFace:
-    """The subject's face model as tracking wrote it.
-
-    Attributes:
-        neutral: [V, 3] head space; basis: [E, V, 3] expression offsets per unit coefficient.
-        regions: name -> [V] bool.
-    """
-
-    neutral: NDArray[np.float32]
-    basis: NDArray[np.float32]
-    faces: NDArray[np.int64]
-    regions: dict[str, Mask]
-
-    @staticmethod
-    def load(tracking: Path) -> TrackedFace:
-        """Read ``identity.safetensors`` of a tracking artifact."""
-        tensors = load_file(tracking / "identity.safetensors")
-        prefix = "region."
-        return TrackedFace(
-            neutral=tensors["neutral_vertices"].astype(np.float32),
-            basis=tensors["expression_basis"].astype(np.float32),
-            faces=tensors["faces"].astype(np.int64),
-            regions={
-                name.removeprefix(prefix): tensor.astype(bool)
-                for name, tensor in tensors.items()
-                if name.startswith(prefix)
-            },
-        )
-
-    def vertices(self, expression: NDArray[np.float32]) -> NDArray[np.float32]:
-        """[V, 3] head space with the [E] expression applied."""
-        return self.neutral + np.tensordot(expression, self.basis, axes=1).astype(np.float32)
-
-
 def region_masks(
     face: TrackedFace, camera: Camera, pose: HeadPose, expression: NDArray[np.float32], alpha: Image
 ) -> dict[str, Mask]:
@@ -72,17 +35,18 @@ def region_masks(
     - ``head``: the matte's foreground inside the hull of the projected head without its neck.
     - ``mouth_eyes``: the hulls of the lips and of both eyes' lids, inside ``head``.
     """
-    vertices = face.vertices(expression)
+    vertices = face.deformed(torch.from_numpy(expression)).numpy()
+    parts = {name: inside.numpy() for name, inside in face.regions.items()}
     shape = alpha.shape
-    neck, scalp = face.regions["neck"], face.regions["scalp"]
+    neck, scalp = parts["neck"], parts["scalp"]
     hair = np.concatenate([vertices[~neck], HAIR_MARGIN * vertices[scalp]])
     outline = camera.project(pose.to_world(hair))
     head = _hull(outline, shape, margin=0.0) & (alpha > 127)
     size = float(np.nanmax(outline[:, 1]) - np.nanmin(outline[:, 1]))
-    lids = face.regions["eyelids"]
-    left = face.neutral[:, 0] > 0
+    lids = parts["eyelids"]
+    left = face.vertices[:, 0].numpy() > 0
     features = np.zeros(shape, bool)
-    for part in (face.regions["lips"], lids & left, lids & ~left):
+    for part in (parts["lips"], lids & left, lids & ~left):
         pixels = camera.project(pose.to_world(vertices[part]))
         features |= _hull(pixels, shape, FEATURE_MARGIN * size)
     return {"full": np.ones(shape, bool), "head": head, "mouth_eyes": features & head}

@@ -23,9 +23,10 @@ from gha_core.evaluation.metrics import (
     ssim_map,
 )
 from gha_core.evaluation.optional_metrics import Metric
-from gha_core.evaluation.regions import TrackedFace, region_masks
+from gha_core.evaluation.regions import region_masks
 from gha_core.landmarks import FaceMeshDetector
 from gha_core.pose import HeadPose
+from gha_core.tracked_face import TrackedFace
 
 TASKS = ("novel_view_and_expression", "novel_expression", "novel_view")
 """From the hardest to the easiest; the first one that has views is the headline."""

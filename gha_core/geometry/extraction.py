@@ -11,10 +11,10 @@ from torch import Tensor
 
 from gha_core.errors import StageError
 from gha_core.geometry.expression_prior import FaceSearch
-from gha_core.geometry.frames import TrackedFace
 from gha_core.geometry.marching import Crossing, blend, cross, interpolate
 from gha_core.geometry.networks import HeadNetworks
 from gha_core.geometry.tetrahedra import Lattice
+from gha_core.tracked_face import TrackedFace
 
 # Cells along the longest side, where the search begins. In a box of about 1.5 head lengths, eight
 # of them make one wave of the highest frequency that the network is given.

@@ -4,64 +4,36 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 
 import cv2
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torch import Tensor
 
 from gha_core.cameras import Camera
 from gha_core.dataset import Dataset, View
-from gha_core.errors import ArtifactError, StageError, locate
+from gha_core.errors import StageError, locate
 from gha_core.geometry.mesh import vertex_normals
 from gha_core.mesh_rasterisation import exposed_faces
 from gha_core.pose import HeadPose
+from gha_core.tracked_face import TrackedFace
 
 Mask = NDArray[np.bool_]
 
 BARE = 0.4  # z of the normals of skin that hair seldom covers
 
 
-@dataclass(frozen=True)
-class TrackedFace:
-    """The subject's neutral face mesh as the tracker left it, head space.
+def seen_from_outside(face: TrackedFace) -> TrackedFace:
+    """The face with those triangles alone that are seen from outside: a lip must not ride on the
+    teeth."""
+    return replace(face, faces=face.faces[exposed_faces(face.vertices, face.faces)])
 
-    Attributes:
-        vertices: [V, 3]; expression_basis: [E, V, 3]; landmarks: [M, 3].
-        faces: [F, 3] int64, those that are seen from outside: a lip must not ride on the teeth.
-        skin: [K] int64, their vertices in the face that turn to the front: temples lie under hair.
-    """
 
-    vertices: Tensor
-    faces: Tensor
-    expression_basis: Tensor
-    landmarks: Tensor
-    skin: Tensor
-
-    @staticmethod
-    def load(path: Path) -> TrackedFace:
-        """Read the tracking artifact's ``identity.safetensors``."""
-        try:
-            tensors = load_file(path)
-            faces = tensors["faces"].long()
-            vertices = tensors["neutral_vertices"].float()
-            outside = faces[exposed_faces(vertices, faces)]
-            bare = vertex_normals(vertices, outside)[:, 2] > BARE
-            return TrackedFace(
-                vertices,
-                outside,
-                tensors["expression_basis"].float(),
-                tensors["landmarks"].float(),
-                (tensors["region.face"].bool() & bare).nonzero()[:, 0],
-            )
-        except (OSError, SafetensorError, KeyError) as error:
-            raise ArtifactError(
-                f"{path} is not a readable identity ({error}). Run the tracking stage again."
-            ) from None
+def bare_skin(face: TrackedFace) -> Tensor:
+    """[K, 3] the face's vertices that turn to the front: temples lie under hair."""
+    frontal = vertex_normals(face.vertices, face.faces)[:, 2] > BARE
+    return face.vertices[face.regions["face"] & frontal]
 
 
 @dataclass(frozen=True)

@@ -5,26 +5,32 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from gha_core.checkpoint import (
+    Checkpoint,
+    optimiser_tensors,
+    read_checkpoint,
+    restore_optimiser,
+    write_checkpoint,
+)
 from gha_core.errors import StageError, locate
 from gha_core.geometry import losses
-from gha_core.geometry.checkpoint import load_checkpoint, save_checkpoint
 from gha_core.geometry.expression_prior import CarriedExpressions, carry
 from gha_core.geometry.extraction import Extractor, Surface, fit_sphere
-from gha_core.geometry.frames import Box, TrackedFace, TrainingFrame, TrainingView
+from gha_core.geometry.frames import Box, TrainingFrame, TrainingView, bare_skin
 from gha_core.geometry.losses import LossWeights
 from gha_core.geometry.mesh import vertex_normals
 from gha_core.geometry.networks import HeadNetworks, control_weight
 from gha_core.geometry.tetrahedra import fill_box
 from gha_core.mesh_rasterisation import Edges, MeshImage, mesh_edges, render_mesh
 from gha_core.progress import track
+from gha_core.tracked_face import TrackedFace
 
 HISTORY_EVERY = 10  # steps
 COARSEST_LATTICE = 8  # cells along the longest side
@@ -62,14 +68,27 @@ class TrainingState:
     Attributes:
         landmarks: [M, 3] neutral landmarks P0, learnable.
         step: the next one.
-        history: rows of the history table.
+        history: rows (step, term, value).
     """
 
     networks: HeadNetworks
     landmarks: torch.nn.Parameter
     optimiser: torch.optim.Adam
     step: int = 0
-    history: list[dict[str, Any]] = field(default_factory=list)
+    history: list[tuple[int, str, float]] = field(default_factory=list)
+
+    def checkpoint(self, fingerprint: str) -> Checkpoint:
+        tensors = {f"net.{name}": value for name, value in self.networks.state_dict().items()}
+        tensors |= {f"adam.{k}": value for k, value in optimiser_tensors(self.optimiser).items()}
+        tensors["landmarks"] = self.landmarks
+        return Checkpoint(self.step, tensors, self.history, fingerprint)
+
+    def restore(self, checkpoint: Checkpoint) -> None:
+        self.networks.load_state_dict(checkpoint.part("net"))
+        restore_optimiser(self.optimiser, checkpoint.part("adam"))
+        with torch.no_grad():
+            self.landmarks.copy_(checkpoint.tensors["landmarks"])
+        self.step, self.history = checkpoint.step, checkpoint.history
 
 
 @dataclass(frozen=True)
@@ -92,9 +111,13 @@ def train(
     box: Box,
     settings: Settings,
     seed: int,
-    checkpoint: Path | None = None,
+    work: Path | None = None,
 ) -> TrainingState:
-    """Fit the head; continues from ``checkpoint`` if that file exists, with the same result.
+    """Fit the head.
+
+    Args:
+        work: folder for checkpoints; from one of the same settings the training goes on, with the
+            same result.
 
     Raises:
         StageError: the mesh vanished, left all images, or a loss term is not finite; with the step
@@ -105,30 +128,30 @@ def train(
     # A mesh a quarter as large finds the head as well; what it cannot show is left to the fine one.
     rough = fill_box(box.lower, box.upper, max(COARSEST_LATTICE, settings.resolution // 2))
     extractors = [Extractor(each, lattice.spacing / 2, face) for each in (rough, lattice)]
-    landmark_prior = carry(face.landmarks, face.vertices, face.expression_basis, face.faces)
-    if checkpoint and checkpoint.exists():
-        load_checkpoint(checkpoint, state)
+    landmark_prior = carry(face.landmarks, face.vertices, face.basis, face.faces)
+    skin = bare_skin(face)
+    fingerprint = f"{replace(settings, checkpoint_seconds=0)} {box} {seed}"
+    found = read_checkpoint(work, fingerprint) if work else None
+    if found:
+        state.restore(found)
     else:
         fit_sphere(state.networks, lattice, settings.sphere_radius, settings.sphere_steps, seed)
     saved = time.monotonic()
     steps = range(state.step, settings.steps)
     for step in track(steps, "geometry", total=settings.steps, start=state.step):
-        if checkpoint and time.monotonic() - saved > settings.checkpoint_seconds:
-            save_checkpoint(checkpoint, state)
+        if work and time.monotonic() - saved > settings.checkpoint_seconds:
+            write_checkpoint(work, state.checkpoint(fingerprint))
             saved = time.monotonic()
         frame, views, where = _draw(frames, settings.views_per_step, seed, step)
         fine = step >= settings.coarse_part * settings.steps
         surface = extractors[fine].surface(state.networks, where)
-        terms = _terms(state, surface, frame, views, where, face, landmark_prior, settings)
+        terms = _terms(state, surface, frame, views, where, face, skin, landmark_prior, settings)
         total = losses.weighted_sum(terms, settings.weights, where)
         _update(state, total, settings)
         state.step = step + 1
         if step % HISTORY_EVERY == 0 or state.step == settings.steps:
             values = {"total": total} | terms
-            state.history += [
-                {"step": step, "term": name, "value": value.item()}
-                for name, value in values.items()
-            ]
+            state.history += [(step, name, value.item()) for name, value in values.items()]
     return state
 
 
@@ -169,7 +192,7 @@ def animate(
         carried = carry(
             surface.vertices,
             face.vertices,
-            face.expression_basis,
+            face.basis,
             face.faces,
             settings.fade_start,
             settings.fade_end,
@@ -182,7 +205,7 @@ def animate(
 
 def _start(face: TrackedFace, settings: Settings, seed: int) -> TrainingState:
     torch.manual_seed(seed)
-    networks = HeadNetworks(len(face.expression_basis), settings.width)
+    networks = HeadNetworks(len(face.basis), settings.width)
     landmarks = torch.nn.Parameter(face.landmarks.clone())
     optimiser = torch.optim.Adam(
         [
@@ -213,6 +236,7 @@ def _terms(
     views: Sequence[TrainingView],
     where: str,
     face: TrackedFace,
+    skin: Tensor,
     landmark_prior: CarriedExpressions,
     settings: Settings,
 ) -> dict[str, Tensor]:
@@ -231,7 +255,7 @@ def _terms(
             f"The mesh lies outside all images at {where} (cameras {cameras}). The tracked pose "
             "does not put the head where these cameras look; see the preview of the tracking stage."
         )
-    skin = face.vertices[face.skin[state.step % SKIN_STRIDE :: SKIN_STRIDE]]
+    skin = skin[state.step % SKIN_STRIDE :: SKIN_STRIDE]
     own_weight = points.new_ones(len(points))
     moved = points + networks.deformation(points, own_weight, expression, pose)
     if settings.expression_prior:
@@ -248,7 +272,9 @@ def _terms(
         "silhouette": losses.silhouette(soft, mattes, usable),
         "landmarks": losses.landmarks(moved, frame.landmarks),
         "offset": losses.offset(animated.learned, surface.offsets),
-        "surface": losses.surface(networks.sdf(points), networks.sdf(skin)),
+        "surface": losses.surface(
+            networks.sdf(points), networks.sdf(skin[state.step % SKIN_STRIDE :: SKIN_STRIDE])
+        ),
         "laplacian": losses.laplacian(
             surface.vertices,
             edges.vertices,

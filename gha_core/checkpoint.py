@@ -36,6 +36,11 @@ class Checkpoint:
     history: list[tuple[int, str, float]]
     fingerprint: str
 
+    def part(self, prefix: str) -> dict[str, Tensor]:
+        """The tensors named ``prefix.…``, without that."""
+        start = f"{prefix}."
+        return {k.removeprefix(start): v for k, v in self.tensors.items() if k.startswith(start)}
+
 
 def write_checkpoint(folder: Path, checkpoint: Checkpoint) -> None:
     """Replace the folder's checkpoint; a kill at any moment leaves the old one or the new one."""
