@@ -378,6 +378,36 @@ def reenact(
 
 
 @app.command()
+def compare(
+    items: Annotated[
+        list[str], typer.Argument(metavar="NAME[@REVISION]...", help="Two or more.")
+    ],
+    output: Annotated[Path | None, typer.Option(help="The page; default: in outputs/.")] = None,
+    open: Annotated[bool, typer.Option("--open", help="Open it in the browser.")] = False,
+) -> None:
+    """Compare evaluated avatars: scores with confidence intervals, and the same moments in pictures.
+
+    NAME is a subject as it is now, NAME@REVISION as a commit has it. To compare parameters, add the
+    same capture under two names, and override them for one.
+
+    Example: gha compare anna anna@HEAD~1
+    """
+    output = output and output.expanduser().absolute()
+    from flows import project
+
+    project.enter()
+    from flows.compare import compare_subjects
+
+    compared = compare_subjects(items, output)
+    console.print(compared.table)
+    for note in compared.notes:
+        console.print(note, highlight=False, markup=False, soft_wrap=True)
+    console.print(f"page: {compared.page.resolve()}", highlight=False, soft_wrap=True)
+    if open:
+        typer.launch(compared.page.resolve().as_uri())
+
+
+@app.command()
 def doctor() -> None:
     """Say what this machine can run, and what to do where something is missing."""
     from flows.doctor import examine

@@ -40,7 +40,7 @@ TASK_PROTOCOLS = {
     "novel_view": "training timesteps, seen by held-out cameras",
 }
 
-REGIONS = {"full": "full image", "head": "head", "mouth_eyes": "mouth and eyes"}
+REGIONS = {"head": "head", "mouth_eyes": "mouth and eyes", "full": "full image"}
 
 REGION_PROTOCOLS = {
     "full": "every pixel of the photo, the background being white in both",
