@@ -378,6 +378,67 @@ def reenact(
 
 
 @app.command()
+def compare(
+    items: Annotated[
+        list[str], typer.Argument(metavar="NAME[@REVISION]...", help="Two or more.")
+    ],
+    output: Annotated[Path | None, typer.Option(help="The page; default: in outputs/.")] = None,
+    open: Annotated[bool, typer.Option("--open", help="Open it in the browser.")] = False,
+) -> None:
+    """Compare evaluated avatars: scores with confidence intervals, and the same moments in pictures.
+
+    NAME is a subject as it is now, NAME@REVISION as a commit has it. To compare parameters, add the
+    same capture under two names, and override them for one.
+
+    Example: gha compare anna anna@HEAD~1
+    """
+    output = output and output.expanduser().absolute()
+    from flows import project
+
+    project.enter()
+    from flows.compare import compare_subjects
+
+    compared = compare_subjects(items, output)
+    console.print(compared.table)
+    for note in compared.notes:
+        console.print(note, highlight=False, markup=False, soft_wrap=True)
+    console.print(f"page: {compared.page.resolve()}", highlight=False, soft_wrap=True)
+    if open:
+        typer.launch(compared.page.resolve().as_uri())
+
+
+@app.command()
+def submit(
+    benchmark: Annotated[str, typer.Argument(help="nersemble.")],
+    names: Annotated[list[str], typer.Argument(help="One subject per participant of the task.")],
+    task: Annotated[str, typer.Option(help="nvs (new views) or mono (one camera).")] = "nvs",
+    output: Annotated[Path | None, typer.Option(help="The zip; default: in outputs/.")] = None,
+    partial: Annotated[
+        bool, typer.Option("--partial", help="Although participants of the task are missing.")
+    ] = False,
+) -> None:
+    """Render a benchmark's hold-out cameras and pack them as it wants them.
+
+    Example: gha submit nersemble p388 p422 p443 p445 p475 --task nvs
+    """
+    output = output and output.expanduser().absolute()
+    from flows import project
+    from gha_core.errors import ParameterError
+
+    project.enter()
+    if benchmark != "nersemble":
+        raise ParameterError(f"There is no benchmark {benchmark!r}; there is: nersemble.")
+    from flows.submit import submit_nersemble
+
+    path, packed = submit_nersemble(task, names, output, partial)
+    for note in packed.notes:
+        console.print(note, highlight=False, markup=False, soft_wrap=True)
+    for video, frames in packed.videos.items():
+        console.print(f"{video}: {frames} frames", highlight=False, markup=False)
+    console.print(f"zip: {path.resolve()}", highlight=False, soft_wrap=True)
+
+
+@app.command()
 def doctor() -> None:
     """Say what this machine can run, and what to do where something is missing."""
     from flows.doctor import examine

@@ -26,8 +26,9 @@ from gha_core.artifacts import schemas, stage_folder, tables
 from gha_core.errors import ArtifactError, GhaError
 from gha_core.splits import Splits
 from tasks import work_folder
+from tasks.origin import read_origin
 from tasks.parameters import STAGES, find_subject, resolve
-from tasks.stage import Inputs
+from tasks.stage import Inputs, Origin
 
 USER_ERROR, TRY_AGAIN, INTERRUPTED = 2, 75, 130
 THREADS_VARIABLE = "GHA_THREADS"
@@ -79,6 +80,7 @@ def run_stage(root: Path, stage: str, subject: str) -> None:
             work=work_folder.prepare(artifacts / f".{stage}.work", resolved, upstream),
             splits=resolved.splits,
             seed=resolved.seed,
+            origin=read_origin(root, subject) if stage == "evaluation" else Origin(),
         )
         if stage != "ingest":
             _check_splits(artifacts / "ingest", resolved.splits)

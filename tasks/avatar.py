@@ -1,8 +1,9 @@
 """Avatar: Gaussians on the neutral head, trained with their networks against all training views.
 
 Reads ingest, matting, tracking and geometry. Writes ``avatar.safetensors`` and ``avatar.json`` (the
-avatar, see :class:`gha_core.avatar.Avatar`) and ``history.parquet``. Keeps a checkpoint in the work
-folder; killed and run again, it goes on from there and ends with the same bytes.
+avatar, see :class:`gha_core.avatar.Avatar`), ``milestones.safetensors`` (how it was on the way) and
+``history.parquet``. Keeps a checkpoint in the work folder; killed and run again, it goes on from
+there and ends with the same bytes.
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ from gha_core.artifacts.tables import write_table
 from gha_core.avatar import Avatar
 from gha_core.avatar.head import GaussianHead, HeadConfig
 from gha_core.avatar.initialise import Photo, Surface, neutral_gaussians
+from gha_core.avatar.milestones import collect
 from gha_core.avatar.samples import TrainingViews
 from gha_core.avatar.super_resolution import SuperResolution
 from gha_core.avatar.training import History, Rates, TrainingConfig, Weights, train
@@ -150,6 +152,8 @@ def run(inputs: Inputs, params: Params, out: Path) -> None:
         licences[PerceptualDistance.NAME] = PerceptualDistance.LICENCE
     avatar = Avatar(head, super_resolution, params.sharp, face.expression_names, lineage, licences)
     avatar.save(out)
+    trained = {"head": head, "super_resolution": super_resolution}
+    collect(inputs.work, params.steps, trained, out)
     rows = [{"step": step, "term": term, "value": value} for step, term, value in history]
     write_table(out / "history.parquet", schemas.HISTORY, rows)
     (out / "preview.jpg").write_bytes(encode_jpeg(_preview(avatar, views), 90))

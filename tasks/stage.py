@@ -7,8 +7,10 @@ scheduling and atomic replacement of its output folder are the business of whoev
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from pydantic import BaseModel, ConfigDict
 
@@ -19,6 +21,23 @@ class StageParams(BaseModel):
     """Base of the parameters of a stage: immutable, and unknown names are refused."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+@dataclass(frozen=True)
+class Origin:
+    """What a report says about how its subject was made. No score depends on it.
+
+    Attributes:
+        code: the version of gha, and its commit if it is known.
+        parameters: section -> values, as the files of the project have them.
+        seconds: stage -> wall time of its latest run on this machine.
+        training: (steps done, seconds) as the latest training on this machine went on.
+    """
+
+    code: str = ""
+    parameters: Mapping[str, Any] = field(default_factory=dict)
+    seconds: Mapping[str, float] = field(default_factory=dict)
+    training: Sequence[tuple[int, float]] = ()
 
 
 @dataclass(frozen=True)
@@ -34,6 +53,7 @@ class Inputs:
             after success.
         splits: what is held out.
         seed: of every random choice in the stage.
+        origin: for the report alone.
     """
 
     subject: str
@@ -43,6 +63,7 @@ class Inputs:
     work: Path
     splits: Splits = field(default_factory=Splits)
     seed: int = 0
+    origin: Origin = field(default_factory=Origin)
 
     def __getitem__(self, stage: str) -> Path:
         """The output folder of an earlier stage."""

@@ -552,7 +552,8 @@ def test_a_part_drawn_at_full_size_is_as_in_the_whole(corner: tuple[int, int]) -
 def test_the_stage_writes_a_trained_avatar(subject: Path, trained: Path) -> None:
     names = {path.name for path in trained.iterdir()}
     assert names == {
-        "avatar.safetensors", "avatar.json", "history.parquet", "summary.json", "preview.jpg",
+        "avatar.safetensors", "avatar.json", "history.parquet", "milestones.safetensors",
+        "summary.json", "preview.jpg",
     }  # fmt: skip
     assert decode_image((trained / "preview.jpg").read_bytes()).shape[2] == 3
     rows = list(read_rows(trained / "history.parquet", schemas.HISTORY))

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from gha_core.avatar import quaternions
 from gha_core.avatar.denormals import flush_denormals
 from gha_core.avatar.head import GaussianHead, Gaussians
+from gha_core.avatar.milestones import keep, milestones
 from gha_core.avatar.rendering import FeatureImage, render_colours, render_features
 from gha_core.avatar.samples import Batch, Frame, TrainingViews
 from gha_core.avatar.super_resolution import SCALE, SuperResolution
@@ -116,7 +117,7 @@ def train(
 
     Args:
         perceptual: None leaves that term out.
-        work: folder for the checkpoint.
+        work: folder for the checkpoint and the states at milestones.
         fingerprint: of all that the result depends on; other checkpoints are ignored.
 
     Returns:
@@ -196,10 +197,13 @@ def train(
 
     base = [group["lr"] for group in optimiser.param_groups]
     window: list[Terms] = []
+    kept = milestones(config.steps)
     steps = range(start, config.steps)
     with _side_by_side(config.views) as pool:
         samples = views.at_step(start, config.views) if steps else []
         for step in track(steps, "training avatar", config.steps, start):
+            if step in kept:
+                keep(work, step, {"head": head, "super_resolution": super_resolution})
             frames = [frame for frame, _ in samples]
             share = 1 / sum(len(batches) for _, batches in samples)
             worlds = [move(frame) for frame in frames]

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
-from collections.abc import Iterable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections import defaultdict, deque
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 import numpy as np
 import torch
@@ -16,22 +16,22 @@ from threadpoolctl import threadpool_limits
 from gha_core.artifacts.images import Image
 from gha_core.cameras import Camera
 from gha_core.dataset import Dataset, View
+from gha_core.evaluation.catalogue import TASKS
 from gha_core.evaluation.metrics import (
     keypoint_distance,
     masked_mean,
     psnr,
+    squared_error,
     ssim_map,
 )
-from gha_core.evaluation.optional_metrics import Metric
-from gha_core.evaluation.regions import region_masks
+from gha_core.evaluation.optional_metrics import ImageMetric
+from gha_core.evaluation.regions import Mask, region_masks
 from gha_core.landmarks import FaceMeshDetector
 from gha_core.pose import HeadPose
 from gha_core.tracked_face import TrackedFace
 
-TASKS = ("novel_view_and_expression", "novel_expression", "novel_view")
-"""From the hardest to the easiest; the first one that has views is the headline."""
-
-HIGHER_IS_BETTER = {"psnr", "ssim", "psnr_expression_frozen", "psnr_mean_image", "csim"}
+In = TypeVar("In")
+Out = TypeVar("Out")
 
 
 class Drivable(Protocol):
@@ -54,23 +54,73 @@ class Score:
 
 @dataclass(frozen=True)
 class ScoredView:
-    """A view's pictures beside its scores.
-
-    Attributes:
-        truth, image: [H, W, 3] over white; frozen: the same pose with a neutral expression.
-        head: [H, W] the head mask.
-    """
+    """All scores of a view."""
 
     view: View
-    truth: Image
-    image: Image
-    frozen: Image
-    head: NDArray[np.bool_]
     scores: tuple[Score, ...]
 
     def value(self, region: str, metric: str) -> float:
         found = [s.value for s in self.scores if (s.region, s.metric) == (region, metric)]
         return found[0] if found else float("nan")
+
+
+@dataclass(frozen=True)
+class Judge:
+    """All that scoring a view takes, beside the avatar.
+
+    Attributes:
+        optional: metrics by name.
+        means: the mean training image of each camera, and ("") of all; see :func:`mean_images`.
+        frozen: of which task the neutral expression is scored, too.
+    """
+
+    dataset: Dataset
+    face: TrackedFace
+    detector: FaceMeshDetector
+    optional: Mapping[str, ImageMetric]
+    means: Mapping[str, Image]
+    frozen: str
+
+    def masks(self, view: View) -> dict[str, Mask]:
+        """The [H, W] mask of every region; padding beyond the photo's edge counts in none."""
+        camera, alpha = self.dataset.cameras[view.camera], self.dataset.alpha(view)
+        inside = self.dataset.inside(view)
+        masks = region_masks(self.face, camera, *view.motion, alpha)
+        return {name: mask & inside for name, mask in masks.items()}
+
+    def score(self, avatar: Drivable, view: View) -> ScoredView:
+        """Render one view and score it."""
+        pose, expression = view.motion
+        camera, truth = self.dataset.cameras[view.camera], self.dataset.over_white(view)
+        image, _ = avatar.render(camera, pose, expression)
+        masks = self.masks(view)
+        error, similarity = squared_error(truth, image), ssim_map(truth, image)
+        values: dict[tuple[str, str], float] = {}
+        for region, mask in masks.items():
+            values[region, "psnr"] = psnr(error, mask)
+            values[region, "ssim"] = masked_mean(similarity, mask)
+        if view.part == self.frozen:
+            frozen, _ = avatar.render(camera, pose, np.zeros_like(expression))
+            still = psnr(squared_error(truth, frozen), masks["mouth_eyes"])
+            values["mouth_eyes", "psnr_expression_frozen"] = still
+        mean = self.means.get(view.camera, self.means.get(""))
+        if mean is not None:
+            values["head", "psnr_mean_image"] = psnr(squared_error(truth, mean), masks["head"])
+        values["full", "akd"] = self._keypoints(truth, image)
+        for name, metric in self.optional.items():
+            values["full", name] = metric(truth, image)
+        return ScoredView(view, tuple(Score(view, *key, value) for key, value in values.items()))
+
+    def head_psnr(self, avatar: Drivable, view: View) -> float:
+        """That score alone, dB."""
+        image, _ = avatar.render(self.dataset.cameras[view.camera], *view.motion)
+        return psnr(squared_error(self.dataset.over_white(view), image), self.masks(view)["head"])
+
+    def _keypoints(self, truth: Image, image: Image) -> float:
+        seen, rendered = self.detector.detect(truth), self.detector.detect(image)
+        if seen is None or rendered is None:
+            return float("nan")
+        return keypoint_distance(seen.points, rendered.points)
 
 
 def choose_views(dataset: Dataset, most: int) -> dict[str, list[View]]:
@@ -110,74 +160,27 @@ def mean_images(dataset: Dataset, most: int = 120) -> dict[str, Image]:
     return means
 
 
-def score_views(
-    avatar: Drivable,
-    dataset: Dataset,
-    face: TrackedFace,
-    views: Iterable[View],
-    detector: FaceMeshDetector,
-    optional: dict[str, Metric],
-) -> Iterator[ScoredView]:
-    """Render and score every view, several at a time; in order.
+def side_by_side(work: Callable[[In], Out], items: Iterable[In]) -> Iterator[Out]:
+    """``work`` of every item, in order, an item per core; no more than a few results wait.
 
-    Pixels beyond the photo's edge (padding of the crop) count in no region.
+    Views on a core each take little more than half the time of one after the other on all cores.
     """
-    means = mean_images(dataset)
-
-    def score(view: View) -> ScoredView:
-        return _score_view(avatar, dataset, face, view, detector, optional, means)
-
-    # Views on a core each take little more than half the time of one after the other on all cores.
     threads = torch.get_num_threads()
+    waiting: deque[Future[Out]] = deque()
     with ThreadPoolExecutor(threads, initializer=threadpool_limits, initargs=(1,)) as pool:
-        yield from pool.map(score, views)
+        for item in items:
+            waiting.append(pool.submit(work, item))
+            if len(waiting) > 2 * threads:
+                yield waiting.popleft().result()
+        while waiting:
+            yield waiting.popleft().result()
 
 
-def _score_view(
-    avatar: Drivable,
-    dataset: Dataset,
-    face: TrackedFace,
-    view: View,
-    detector: FaceMeshDetector,
-    optional: dict[str, Metric],
-    means: dict[str, Image],
-) -> ScoredView:
-    pose, expression = view.motion
-    camera, alpha = dataset.cameras[view.camera], dataset.alpha(view)
-    truth = dataset.over_white(view)
-    image, _ = avatar.render(camera, pose, expression)
-    frozen, _ = avatar.render(camera, pose, np.zeros_like(expression))
-    masks = region_masks(face, camera, pose, expression, alpha)
-    inside = dataset.inside(view)
-    masks = {name: mask & inside for name, mask in masks.items()}
-    similarity = ssim_map(truth, image)
-    scores: list[Score] = []
-    for region, mask in masks.items():
-        scores.append(Score(view, region, "psnr", psnr(truth, image, mask)))
-        scores.append(Score(view, region, "ssim", masked_mean(similarity, mask)))
-    detail = masks["mouth_eyes"]
-    scores.append(Score(view, "mouth_eyes", "psnr_expression_frozen", psnr(truth, frozen, detail)))
-    mean = means.get(view.camera, means.get(""))
-    if mean is not None:
-        scores.append(Score(view, "head", "psnr_mean_image", psnr(truth, mean, masks["head"])))
-    scores.append(Score(view, "full", "akd", _keypoints(detector, truth, image)))
-    for name, metric in optional.items():
-        scores.append(Score(view, "full", name, metric(truth, image)))
-    return ScoredView(view, truth, image, frozen, masks["head"], tuple(scores))
-
-
-def _keypoints(detector: FaceMeshDetector, truth: Image, image: Image) -> float:
-    seen, rendered = detector.detect(truth), detector.detect(image)
-    if seen is None or rendered is None:
-        return float("nan")
-    return keypoint_distance(seen.points, rendered.points)
-
-
-def summarise(scores: Iterable[tuple[str, Score]]) -> dict[str, Any]:
+def summarise(scores: Iterable[Score]) -> dict[str, Any]:
     """task -> region -> metric -> {mean, std, median, count} over the views where it is defined."""
     values: dict[tuple[str, str, str], list[float]] = defaultdict(list)
-    for task, score in scores:
-        values[task, score.region, score.metric].append(score.value)
+    for score in scores:
+        values[score.view.part, score.region, score.metric].append(score.value)
     table: dict[str, Any] = {}
     for (task, region, metric), numbers in sorted(values.items()):
         known = np.array([value for value in numbers if np.isfinite(value)])
