@@ -60,6 +60,9 @@ class LearningRates(StageParams):
     networks: float = Field(2e-3, ge=0, description="the six dynamic networks")
     super_resolution: float = Field(2e-3, ge=0, description="the super-resolution network")
     pose_correction: float = Field(5e-4, ge=0, description="rad, head lengths; paper: 1e-5")
+    expression_correction: float = Field(
+        0.0, ge=0, description="of each training frame's expression coefficients; 0 = none"
+    )
 
 
 class LossWeights(StageParams):
@@ -86,10 +89,21 @@ class Params(StageParams):
     channels: int = Field(32, ge=3, le=256, description="of the half-size feature image")
     features: int = Field(32, ge=1, le=128, description="per Gaussian, read by the networks")
     width: int = Field(64, ge=8, le=1024, description="of the hidden layers")
-    super_resolution_width: int = Field(16, ge=4, le=256, description="of its hidden layers")
+    super_resolution_width: int = Field(
+        16, ge=0, le=256, description="of its hidden layers; 0: Gaussians draw the picture alone"
+    )
     sharp: bool = Field(
         True, description="draw colours at full size, too; the papers enlarge those of half size"
     )
+    geometry: bool = Field(
+        True, description="start on the geometry stage's mesh; false: on the face model's"
+    )
+    relocations: int = Field(
+        0,
+        ge=0,
+        description="how often, in the first half, Gaussians move to where the error is",
+    )
+    relocated: float = Field(0.05, gt=0, le=0.3, description="share that moves each time")
     reach: tuple[float, float] = Field(
         (0.15, 0.25),
         description="distances from the landmarks (head lengths) within which only the expression "
@@ -97,6 +111,12 @@ class Params(StageParams):
     )
     expression_prior: bool = Field(
         True, description="the face model's expressions carry the Gaussians, networks add the rest"
+    )
+    expression_networks: bool = Field(
+        True, description="networks move and colour the Gaussians by expression"
+    )
+    attribute_networks: bool = Field(
+        True, description="networks change size, rotation and opacity of the Gaussians"
     )
     pose_shading: bool = Field(
         True, description="the pose colours the face too, for lamps that do not turn with the head"
@@ -123,7 +143,8 @@ def run(inputs: Inputs, params: Params, out: Path) -> None:
     views = TrainingViews(dataset, inputs.seed)
     torch.manual_seed(inputs.seed)
     face = TrackedFace.load(inputs["tracking"])
-    head, super_resolution = build(face, Surface.load(inputs["geometry"]), views, params)
+    surface = Surface.load(inputs["geometry"]) if params.geometry else Surface.of_face(face)
+    head, super_resolution = build(face, surface, views, params)
     perceptual = PerceptualDistance() if params.weights.perceptual else None
     history = train(
         head,
@@ -138,6 +159,8 @@ def run(inputs: Inputs, params: Params, out: Path) -> None:
             final_rate=params.final_rate,
             crop=params.crop,
             sharp=params.sharp,
+            relocations=params.relocations,
+            relocated=params.relocated,
             checkpoint_seconds=params.checkpoint_seconds,
         ),
         inputs.work,
@@ -162,7 +185,7 @@ def run(inputs: Inputs, params: Params, out: Path) -> None:
 
 def build(
     face: TrackedFace, surface: Surface, views: TrainingViews, params: Params
-) -> tuple[GaussianHead, SuperResolution]:
+) -> tuple[GaussianHead, SuperResolution | None]:
     """The untrained avatar: it already shows the tracked face in its first colours."""
     neutral = neutral_gaussians(
         face,
@@ -174,22 +197,26 @@ def build(
         photos=_photos(views),
         seed=views.seed,
     )
+    width = params.super_resolution_width
+    channels = params.channels if width else 3
     head = GaussianHead(
         HeadConfig(
             gaussians=len(neutral.positions),
             expression_gaussians=int((neutral.weight > 0).sum()),
             face_gaussians=int((neutral.weight == 1).sum()),
             expressions=len(neutral.shift),
-            channels=params.channels,
+            channels=channels,
             features=params.features,
             width=params.width,
             pose_shading=params.pose_shading,
+            expression_networks=params.expression_networks,
+            attribute_networks=params.attribute_networks,
         )
     )
     head.start_from(neutral)
     poses = [frame.pose for frame in views.frames]
     head.set_ranges(poses, np.stack([frame.expression for frame in views.frames]))
-    return head, SuperResolution(params.channels, params.super_resolution_width)
+    return head, SuperResolution(channels, width) if width else None
 
 
 def _photos(views: TrainingViews) -> list[Photo]:

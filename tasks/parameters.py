@@ -180,7 +180,7 @@ def _section(
     base = _mapping(file.get(section), f"{PARAMS_FILE}: {section}")
     override = overrides[section]
     try:
-        return model.model_validate(_merged(base, override))
+        return model.model_validate(merged(base, override))
     except ValidationError as error:
         first = error.errors()[0]
         overridden = _contains(override, first["loc"])
@@ -212,13 +212,14 @@ def _fields(model: type[BaseModel], parents: Iterable[object]) -> list[str]:
     return list(model.model_fields)
 
 
-def _merged(base: Values, override: Values) -> Values:
-    merged = dict(base)
+def merged(base: Values, override: Values) -> Values:
+    """``base`` with the values of ``override`` in their places, however deep."""
+    result = dict(base)
     for key, value in override.items():
-        inner = merged.get(key)
+        inner = result.get(key)
         both = isinstance(inner, dict) and isinstance(value, dict)
-        merged[key] = _merged(inner, value) if both else value  # type: ignore[arg-type]
-    return merged
+        result[key] = merged(inner, value) if both else value  # type: ignore[arg-type]
+    return result
 
 
 def _contains(values: Any, path: tuple[object, ...]) -> bool:

@@ -28,16 +28,18 @@ from gha_core.artifacts.images import decode_image, encode_png
 from gha_core.artifacts.stage_folder import write_json
 from gha_core.artifacts.tables import read_rows, write_table
 from gha_core.avatar import Avatar, quaternions
-from gha_core.avatar.head import GaussianHead, HeadConfig
+from gha_core.avatar.head import GaussianHead, Gaussians, HeadConfig
 from gha_core.avatar.initialise import (
     SHARES,
     Surface,
     principal_features,
     sample_triangles,
 )
+from gha_core.avatar.relocation import Shown, relocate, shown
 from gha_core.avatar.rendering import render_colours
-from gha_core.avatar.samples import TrainingViews
+from gha_core.avatar.samples import Batch, TrainingViews
 from gha_core.avatar.super_resolution import MARGIN, SCALE, SuperResolution
+from gha_core.avatar.training import EXPRESSION_BOUND, Corrections
 from gha_core.cameras import Camera, look_at
 from gha_core.checkpoint import FILE, read_checkpoint
 from gha_core.dataset import Dataset
@@ -63,6 +65,7 @@ TINY = stage.Params(
     width=16,
     super_resolution_width=8,
     crop=32,
+    relocations=2,
     checkpoint_seconds=0.0,
     weights=stage.LossWeights(perceptual=0.0),
 )
@@ -687,6 +690,100 @@ def test_a_runaway_parameter_is_caught_though_the_loss_stays_finite(
     with pytest.raises(StageError, match=r"step \d+.*: head\.positions is NaN or infinite"):
         stage.run(_inputs(subject, tmp_path / "work"), wild, out)
     assert read_checkpoint(tmp_path / "work", "any") is None
+
+
+# Relocation --------------------------------------------------------------------------------------
+
+
+def test_relocation_cuts_the_worst_in_two_and_keeps_the_order() -> None:
+    weight = torch.tensor([1.0, 1.0, 0.5, 0.25, 0.0, 0.0])
+    head = _random_head(weight)
+    optimiser = torch.optim.Adam(head.parameters())
+    head(torch.rand(3), torch.rand(6)).channels.sum().backward()
+    optimiser.step()
+    optimiser.state[head.features]["exp_avg"].copy_(head.features)
+    before = {name: value.clone() for name, value in head.state_dict().items()}
+    error = torch.tensor([0.0, 9.0, 1.0, 1.0, 8.0, 0.0])
+    area = torch.tensor([5.0, 6.0, 0.1, 7.0, 9.0, 0.2])
+    relocate(head, optimiser, Shown(area, error), 2)
+
+    # 1 and 4 were worst, 2 and 5 showed least.
+    source = torch.tensor([0, 1, 1, 3, 4, 4])
+    for name in ("weight", "encoding", "features", "colours", "opacities"):
+        torch.testing.assert_close(head.state_dict()[name], before[name][source])
+    torch.testing.assert_close(head.shift, before["shift"][:, source])
+    torch.testing.assert_close(optimiser.state[head.features]["exp_avg"], head.features)
+    assert (head.config.expression_gaussians, head.config.face_gaussians) == (4, 3)
+    halves = head.positions.detach()
+    torch.testing.assert_close((halves[1] + halves[2]) / 2, before["positions"][1])
+    apart = (halves[1] - halves[2]).norm()
+    torch.testing.assert_close(apart, 1.4 * before["log_scales"][1].max().exp())
+    torch.testing.assert_close(halves[[0, 3]], before["positions"][[0, 3]])
+
+
+def test_what_a_picture_shows_of_the_gaussians_is_their_share_of_its_pixels() -> None:
+    camera = _cameras()["front"]
+    random = torch.Generator().manual_seed(0)
+    world = Gaussians(
+        means=0.1 * torch.rand(9, 3, generator=random),
+        quaternions=torch.tensor([1.0, 0, 0, 0]).repeat(9, 1),
+        scales=torch.full((9, 3), 0.02),
+        opacities=torch.full((9,), 0.7),
+        channels=torch.ones(9, 5),
+    )
+    K, w2c = torch.from_numpy(camera.K).float()[None], torch.from_numpy(camera.w2c).float()[None]
+    black, weight = torch.zeros(1, 3, SIZE, SIZE, dtype=torch.uint8), torch.ones(1, 1, SIZE, SIZE)
+    weight[..., : SIZE // 2] = 0.0
+    none = torch.zeros(0)
+    batch = Batch(K, w2c, black, none, none, weight, none, [(0.0, 0.0)])
+    seen = shown(world, batch)
+    _, alpha = render_colours(world, K, w2c, [(0, 0)], SIZE, SIZE)
+    assert float(seen.area.sum()) > 10
+    torch.testing.assert_close(seen.area.sum(), (alpha * weight).sum())
+    torch.testing.assert_close(seen.error, seen.area)  # white on black: wrong by 1 everywhere
+
+
+def test_what_a_frame_is_corrected_by_is_bounded(subject: Path) -> None:
+    frame = _train_views(subject).frames[1]
+    corrections = Corrections(4, 3)
+    np.testing.assert_array_equal(corrections.expression(frame).detach(), frame.expression)
+    with torch.no_grad():
+        corrections.expressions[1] = torch.tensor([-50.0, 0.001, 50.0])
+    change = corrections.expression(frame).detach().numpy() - frame.expression
+    np.testing.assert_allclose(change, [-EXPRESSION_BOUND, 0.001, EXPRESSION_BOUND], atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"super_resolution_width": 0, "weights": stage.LossWeights()},
+        {"geometry": False},
+        {"expression_networks": False, "attribute_networks": False, "sharp": False},
+    ],
+)
+def test_every_part_can_be_left_out(
+    change: dict[str, object], subject: Path, tmp_path: Path
+) -> None:
+    params = TINY.model_copy(update={"steps": 8, **change})
+    out = tmp_path / "out"
+    out.mkdir()
+    stage.run(_inputs(subject, tmp_path / "work"), params, out)
+    avatar = Avatar.load(out)
+    weights = load_file(out / "avatar.safetensors")
+    assert ("super_resolution.coarse.weight" in weights) == (params.super_resolution_width > 0)
+    by_expression = any("_expression.layers" in name for name in weights)
+    assert by_expression == params.expression_networks
+    picture, _ = avatar.render(_cameras()["front"], *_motion("talk", 1))
+    truth = decode_image(_front_picture(subject))
+    assert np.abs(picture[8:-8, 8:-8].astype(float) - truth[8:-8, 8:-8]).mean() < 60
+
+
+def _front_picture(subject: Path) -> bytes:
+    rows = read_rows(subject / "ingest/frames.parquet", schemas.FRAMES)
+    wanted = ("talk", 1, "front")
+    return next(
+        row["image"] for row in rows if (row["sequence"], row["timestep"], row["camera"]) == wanted
+    )
 
 
 # The finished avatar -----------------------------------------------------------------------------

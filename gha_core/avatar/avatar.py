@@ -12,11 +12,12 @@ import torch
 from numpy.typing import NDArray
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
+from torch import Tensor
 
 from gha_core.artifacts.images import Image
 from gha_core.artifacts.stage_folder import read_json, write_json
 from gha_core.avatar import quaternions
-from gha_core.avatar.head import GaussianHead, HeadConfig
+from gha_core.avatar.head import GaussianHead, Gaussians, HeadConfig
 from gha_core.avatar.rendering import render_colours, render_features
 from gha_core.avatar.super_resolution import SCALE, SuperResolution
 from gha_core.cameras import Camera
@@ -32,7 +33,8 @@ class Avatar:
     """A drivable head.
 
     Attributes:
-        head, super_resolution: the trained model.
+        head, super_resolution: the trained model; without the network the picture is the
+            Gaussians' colours at full size.
         sharp: whether colours are drawn at full size (see :mod:`gha_core.avatar.rendering`).
         expression_names: what the coefficients mean, in order; empty if tracking did not say.
         lineage: file -> SHA-256 of what it was trained from; licences: asset -> licence of the
@@ -40,7 +42,7 @@ class Avatar:
     """
 
     head: GaussianHead
-    super_resolution: SuperResolution
+    super_resolution: SuperResolution | None
     sharp: bool
     expression_names: tuple[str, ...]
     lineage: Mapping[str, str]
@@ -67,22 +69,29 @@ class Avatar:
         width, height = -(-camera.width // SCALE), -(-camera.height // SCALE)
         K = torch.from_numpy(camera.K).float()[None]
         w2c = torch.from_numpy(camera.w2c).float()[None]
-        image = render_features(world, K, w2c, width, height)
-        if self.sharp:
-            size = SCALE * width, SCALE * height
-            colour, alpha = render_colours(world, K, w2c, [(0, 0)], *size)
-        else:
-            colour = None
-            alpha = torch.nn.functional.interpolate(
-                image.alpha, scale_factor=SCALE, mode="bilinear", align_corners=False
-            )
-        drawn = self.super_resolution(image.whole, colour)[0].permute(1, 2, 0)
+        drawn, alpha = self._draw(world, K, w2c, width, height)
         picture, matte = (
             (values.clamp(0, 1) * 255).round().to(torch.uint8).numpy()
-            for values in (drawn, alpha[0, 0])
+            for values in (drawn[0].permute(1, 2, 0), alpha[0, 0])
         )
         window = (slice(0, camera.height), slice(0, camera.width))
         return np.ascontiguousarray(picture[window]), np.ascontiguousarray(matte[window])
+
+    def _draw(
+        self, world: Gaussians, K: Tensor, w2c: Tensor, width: int, height: int
+    ) -> tuple[Tensor, Tensor]:
+        """Picture [1, 3, H, W] and alpha [1, 1, H, W], for the half-size ``width`` x ``height``."""
+        size = SCALE * width, SCALE * height
+        if self.super_resolution is None:
+            return render_colours(world, K, w2c, [(0, 0)], *size)
+        image = render_features(world, K, w2c, width, height)
+        if self.sharp:
+            colour, alpha = render_colours(world, K, w2c, [(0, 0)], *size)
+            return self.super_resolution(image.whole, colour), alpha
+        alpha = torch.nn.functional.interpolate(
+            image.alpha, scale_factor=SCALE, mode="bilinear", align_corners=False
+        )
+        return self.super_resolution(image.whole), alpha
 
     def save(self, folder: Path) -> None:
         """Write ``avatar.safetensors`` and ``avatar.json``; equal avatars give equal bytes."""
@@ -96,7 +105,9 @@ class Avatar:
             "schema_version": SCHEMA_VERSION,
             "config": {
                 **asdict(self.head.config),
-                "super_resolution_width": self.super_resolution.coarse.out_channels,
+                "super_resolution_width": self.super_resolution.coarse.out_channels
+                if self.super_resolution
+                else 0,
                 "super_resolution_scale": SCALE,
                 "sharp": self.sharp,
             },
@@ -121,10 +132,11 @@ class Avatar:
                 f"version {SCHEMA_VERSION}. Run the avatar stage again."
             )
         config: dict[str, Any] = description["config"]
-        head = GaussianHead(
-            HeadConfig(**{field.name: config[field.name] for field in fields(HeadConfig)})
-        )
-        upsampler = SuperResolution(config["channels"], config["super_resolution_width"])
+        # Later additions to the configuration have defaults that describe avatars without them.
+        sizes = {field.name for field in fields(HeadConfig)} & config.keys()
+        head = GaussianHead(HeadConfig(**{name: config[name] for name in sizes}))
+        width = config["super_resolution_width"]
+        upsampler = SuperResolution(config["channels"], width) if width else None
         avatar = Avatar(
             head,
             upsampler,
@@ -150,9 +162,12 @@ class Avatar:
             raise ArtifactError(
                 f"{path} does not fit its description ({error}). Run the avatar stage again."
             ) from None
-        head.eval()
-        upsampler.eval()
+        for module in avatar._parts().values():
+            module.eval()
         return avatar
 
     def _parts(self) -> dict[str, torch.nn.Module]:
-        return {"head": self.head, "super_resolution": self.super_resolution}
+        parts: dict[str, torch.nn.Module] = {"head": self.head}
+        if self.super_resolution is not None:
+            parts["super_resolution"] = self.super_resolution
+        return parts

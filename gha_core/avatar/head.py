@@ -11,7 +11,8 @@ that training covered, because there they would answer with noise.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 
 import cv2
 import numpy as np
@@ -47,6 +48,8 @@ class HeadConfig:
         features: length of each Gaussian's vector that the networks read.
         width: of the expression networks' hidden layers; those of pose are half as wide.
         pose_shading: whether the pose colours Gaussians that the expression controls, too.
+        expression_networks, attribute_networks: whether there are networks that read the
+            expression, and such that change size, rotation and opacity.
     """
 
     gaussians: int
@@ -57,6 +60,8 @@ class HeadConfig:
     features: int = 32
     width: int = 64
     pose_shading: bool = True
+    expression_networks: bool = True
+    attribute_networks: bool = True
 
 
 @dataclass(frozen=True)
@@ -106,6 +111,17 @@ class Gaussians:
         return Gaussians(means, turned, scale * self.scales, self.opacities, self.channels)
 
 
+class Silent(nn.Module):
+    """In the place of a network that is left out: says nothing about any point."""
+
+    def __init__(self, out: int) -> None:
+        super().__init__()
+        self.out = out
+
+    def forward(self, points: Tensor, condition: Tensor | None = None) -> Tensor:
+        return points.new_zeros(len(points), self.out)
+
+
 class GaussianHead(nn.Module):
     """Neutral Gaussians (parameters), what carries them (buffers), and the six networks."""
 
@@ -129,12 +145,13 @@ class GaussianHead(nn.Module):
         self.features = nn.Parameter(torch.zeros(n, f))
         self.body = nn.Parameter(torch.zeros(n))
         width, half, pose = config.width, config.width // 2, encoded_size(POSE)
-        self.colour_expression = ConditionedMLP(f, e, [width] * 2, c, 0.0)
-        self.colour_pose = ConditionedMLP(f, pose, [half], c, 0.0)
-        self.deformation_expression = ConditionedMLP(encoded_size(3), e, [width] * 3, 3, 0.0)
-        self.deformation_pose = ConditionedMLP(encoded_size(3), pose, [width] * 2, 3, 0.0)
-        self.attributes_expression = ConditionedMLP(f, e, [width] * 2, ATTRIBUTES, 0.0)
-        self.attributes_pose = ConditionedMLP(f, pose, [half] * 2, ATTRIBUTES, 0.0)
+        shown, attributes = config.expression_networks, config.attribute_networks
+        self.colour_expression = _network(shown, f, e, [width] * 2, c)
+        self.colour_pose = _network(True, f, pose, [half], c)
+        self.deformation_expression = _network(shown, encoded_size(3), e, [width] * 3, 3)
+        self.deformation_pose = _network(True, encoded_size(3), pose, [width] * 2, 3)
+        self.attributes_expression = _network(shown and attributes, f, e, [width] * 2, ATTRIBUTES)
+        self.attributes_pose = _network(attributes, f, pose, [half] * 2, ATTRIBUTES)
         buffers = {
             "weight": torch.zeros(n),
             "shift": torch.zeros(e, n, 3),
@@ -164,6 +181,21 @@ class GaussianHead(nn.Module):
             self.shift.copy_(neutral.shift)
             self.turn.copy_(neutral.turn)
             self.encoding.copy_(positional_encoding(neutral.positions))
+
+    def of_each_gaussian(self) -> list[nn.Parameter]:
+        """The parameters whose rows are Gaussians."""
+        return [
+            self.positions, self.log_scales, self.quaternions, self.opacities, self.colours,
+            self.features, self.body,
+        ]  # fmt: skip
+
+    def count_controlled(self) -> None:
+        """Note in the configuration how many Gaussians the expression controls."""
+        self.config = replace(
+            self.config,
+            expression_gaussians=int((self.weight > 0).sum()),
+            face_gaussians=int((self.weight == 1).sum()),
+        )
 
     def set_ranges(self, poses: list[HeadPose], expressions: NDArray[np.float32]) -> None:
         """Learn what the training frames cover: their mean pose, and the extent of all inputs.
@@ -253,6 +285,13 @@ class GaussianHead(nn.Module):
         right, rest = by_pose.split([far - near, len(by_pose) - (far - near)])
         between = torch.lerp(right, left, self.weight[near:far, None])
         return torch.cat([face, between, rest])
+
+
+def _network(
+    wanted: bool, points: int, condition: int, hidden: Sequence[int], out: int
+) -> nn.Module:
+    """A network whose first answers are zero."""
+    return ConditionedMLP(points, condition, hidden, out, 0.0) if wanted else Silent(out)
 
 
 def mean_pose(poses: list[HeadPose]) -> HeadPose:

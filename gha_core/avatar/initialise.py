@@ -26,7 +26,7 @@ from gha_core.avatar.head import Neutral, mean_pose
 from gha_core.cameras import Camera
 from gha_core.errors import StageError
 from gha_core.geometry.expression_prior import CarriedExpressions, carry
-from gha_core.geometry.networks import control_weight
+from gha_core.geometry.networks import control_weight, positional_encoding
 from gha_core.mesh_rasterisation import rasterize
 from gha_core.pose import HeadPose
 from gha_core.tracked_face import TrackedFace
@@ -88,6 +88,14 @@ class Surface:
         return Surface(
             tensors["vertices"].float(), faces,
             tensors["features"].float(), tensors["colours"].float(),
+        )  # fmt: skip
+
+    @staticmethod
+    def of_face(face: TrackedFace) -> Surface:
+        """The face model itself, in gray, in the place of a mesh that was learned."""
+        return Surface(
+            face.vertices, face.faces, torch.tanh(positional_encoding(face.vertices)),
+            torch.full_like(face.vertices, 0.5),
         )  # fmt: skip
 
 

@@ -21,7 +21,7 @@ SHARES = (0.0, 0.05, 0.1, 0.2, 0.4, 0.7)
 """Of all steps, after which a state is kept."""
 FILE = "milestones.safetensors"
 
-Modules = Mapping[str, nn.Module]
+Modules = Mapping[str, nn.Module | None]
 
 
 def milestones(steps: int) -> list[int]:
@@ -67,13 +67,14 @@ def read_milestones(folder: Path, avatar: Avatar) -> Iterator[tuple[int, Avatar]
         for name, tensor in _state({"head": head, "super_resolution": super_resolution}):
             if name in states[step]:
                 tensor.copy_(states[step][name])
+        head.count_controlled()
         yield step, replace(avatar, head=head, super_resolution=super_resolution)
 
 
 def _state(modules: Modules) -> Iterator[tuple[str, Tensor]]:
     """Views of all tensors, by name."""
     for part, module in modules.items():
-        for name, tensor in module.state_dict().items():
+        for name, tensor in module.state_dict().items() if module else ():
             yield f"{part}.{name}", tensor
 
 

@@ -18,6 +18,7 @@ from gha_core.avatar import quaternions
 from gha_core.avatar.denormals import flush_denormals
 from gha_core.avatar.head import GaussianHead, Gaussians
 from gha_core.avatar.milestones import keep, milestones
+from gha_core.avatar.relocation import Shown, relocate, shown
 from gha_core.avatar.rendering import FeatureImage, render_colours, render_features
 from gha_core.avatar.samples import Batch, Frame, TrainingViews
 from gha_core.avatar.super_resolution import SCALE, SuperResolution
@@ -35,6 +36,8 @@ from gha_core.progress import track
 History = list[tuple[int, str, float]]  # step, loss term, mean value since the row before
 Terms = dict[str, float]
 KINDS = ("small", "picture")
+EXPRESSION_BOUND = 0.1
+RELOCATION_STEPS = 24  # whose views tell where Gaussians are wanted
 LOG_EVERY = 25  # steps; a row of the history is the mean over them
 
 
@@ -52,6 +55,7 @@ class Rates:
     networks: float = 2e-3
     super_resolution: float = 2e-3
     pose_correction: float = 1e-5
+    expression_correction: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -75,6 +79,8 @@ class TrainingConfig:
         crop: side of the part of each picture that is drawn at full size, px; the half-size
             picture is always whole.
         sharp: whether colours are drawn at full size (see :mod:`gha_core.avatar.rendering`).
+        relocations: how often, evenly over the first half, Gaussians that hardly show are moved to
+            where the error is; relocated: share of them that is moved each time.
         checkpoint_seconds: time between checkpoints; it does not change the result.
     """
 
@@ -85,28 +91,42 @@ class TrainingConfig:
     final_rate: float
     crop: int
     sharp: bool
+    relocations: int
+    relocated: float
     checkpoint_seconds: float
 
+    def relocates_before(self, step: int) -> bool:
+        """Whether Gaussians are moved before this step."""
+        every = self.steps // (2 * self.relocations) if self.relocations else 0
+        return every > 0 and 0 < step <= every * self.relocations and step % every == 0
 
-class PoseCorrections(nn.Module):
-    """A small turn (rad) and shift (head lengths) per training frame, for what tracking missed."""
 
-    def __init__(self, frames: int) -> None:
+class Corrections(nn.Module):
+    """What tracking missed of every training frame: a small turn (rad) and shift (head lengths),
+    and a change of at most EXPRESSION_BOUND of each expression. Test frames are not corrected."""
+
+    def __init__(self, frames: int, expressions: int) -> None:
         super().__init__()
-        self.corrections = nn.Parameter(torch.zeros(frames, 6))
+        self.poses = nn.Parameter(torch.zeros(frames, 6))
+        self.expressions = nn.Parameter(torch.zeros(frames, expressions))
 
-    def corrected(self, frame: Frame) -> tuple[Tensor, Tensor]:
+    def pose(self, frame: Frame) -> tuple[Tensor, Tensor]:
         """Rotation quaternion [4] and translation [3] m of a frame's head in the world."""
-        turn, shift = self.corrections[frame.index].split(3)
+        turn, shift = self.poses[frame.index].split(3)
         rotation = quaternions.from_rotvec(torch.as_tensor(frame.pose.rotation).float())
         translation = torch.as_tensor(frame.pose.translation).float()
         turned = quaternions.multiply(rotation, quaternions.from_rotvec(turn))
         return turned, translation + frame.pose.scale * shift
 
+    def expression(self, frame: Frame) -> Tensor:
+        """[E] coefficients of a frame."""
+        change = EXPRESSION_BOUND * torch.tanh(self.expressions[frame.index] / EXPRESSION_BOUND)
+        return torch.from_numpy(frame.expression) + change
+
 
 def train(
     head: GaussianHead,
-    super_resolution: SuperResolution,
+    super_resolution: SuperResolution | None,
     views: TrainingViews,
     perceptual: PerceptualDistance | None,
     config: TrainingConfig,
@@ -116,6 +136,7 @@ def train(
     """Train both modules in place, continuing from the checkpoint in ``work`` if there is one.
 
     Args:
+        super_resolution: None draws the pictures by the Gaussians' colours alone.
         perceptual: None leaves that term out.
         work: folder for the checkpoint and the states at milestones.
         fingerprint: of all that the result depends on; other checkpoints are ignored.
@@ -127,17 +148,22 @@ def train(
         StageError: a loss or parameter is NaN or infinite; names step, tensor and frame. The last
             checkpoint, written before, stays.
     """
-    corrections = PoseCorrections(len(views.frames))
-    modules = nn.ModuleDict(
-        {"head": head, "super_resolution": super_resolution, "corrections": corrections}
-    )
-    optimiser = _optimiser(head, super_resolution, corrections, config.rates)
+    corrections = Corrections(len(views.frames), head.config.expressions)
+    modules = nn.ModuleDict({"head": head, "corrections": corrections})
+    if super_resolution is not None:
+        modules["super_resolution"] = super_resolution
+    drawing = [] if super_resolution is None else list(super_resolution.parameters())
+    corrections.poses.requires_grad_(config.rates.pose_correction > 0)
+    corrections.expressions.requires_grad_(config.rates.expression_correction > 0)
+    own = [each for part in (head, corrections) for each in part.parameters() if each.requires_grad]
+    optimiser = _optimiser(head, drawing, corrections, config.rates)
     history: History = []
     start = 0
     found = read_checkpoint(work, fingerprint)
     if found is not None:
         start, history = found.step, found.history
         modules.load_state_dict(found.part("model"))
+        head.count_controlled()
         restore_optimiser(optimiser, found.part("optimiser"))
     saved = time.monotonic()
 
@@ -147,12 +173,10 @@ def train(
         tensors |= {f"optimiser.{k}": tensor for k, tensor in optimiser_tensors(optimiser).items()}
         write_checkpoint(work, Checkpoint(step, tensors, history, fingerprint))
 
-    own = list(head.parameters()) + list(corrections.parameters())
-    drawing = list(super_resolution.parameters())
-
     def move(frame: Frame) -> Gaussians:
-        head_space = head(torch.from_numpy(frame.expression), head.condition(frame.pose))
-        rotation, translation = corrections.corrected(frame)
+        expression = corrections.expression(frame)
+        head_space = head(expression, head.condition(frame.pose))
+        rotation, translation = corrections.pose(frame)
         return head_space.moved(rotation, translation, frame.pose.scale)
 
     def draw(
@@ -195,6 +219,17 @@ def train(
             outputs, own, gradients[: len(outputs)], materialize_grads=True, allow_unused=True
         )
 
+    def make_room(step: int, pool: ThreadPoolExecutor) -> None:
+        """Move Gaussians to where the views of the next steps are wrong."""
+        jobs = []
+        for ahead in range(step, step + RELOCATION_STEPS):
+            for frame, batches in views.at_step(ahead, config.views):
+                with torch.no_grad():
+                    world = move(frame)
+                jobs += [pool.submit(shown, world, batch) for batch in batches]
+        seen = reduce(Shown.__add__, (job.result() for job in jobs))
+        relocate(head, optimiser, seen, round(config.relocated * head.config.gaussians))
+
     base = [group["lr"] for group in optimiser.param_groups]
     window: list[Terms] = []
     kept = milestones(config.steps)
@@ -204,6 +239,8 @@ def train(
         for step in track(steps, "training avatar", config.steps, start):
             if step in kept:
                 keep(work, step, {"head": head, "super_resolution": super_resolution})
+            if config.relocates_before(step):
+                make_room(step, pool)
             frames = [frame for frame, _ in samples]
             share = 1 / sum(len(batches) for _, batches in samples)
             worlds = [move(frame) for frame in frames]
@@ -222,7 +259,7 @@ def train(
             drawn = [lesson for of_frame in lessons for lesson in of_frame]
             for parameter, *gradients in zip(own, *learned, strict=True):
                 parameter.grad = _total(gradients)
-            tails = [lesson.gradients[-len(drawing) :] for lesson in drawn]
+            tails = [lesson.gradients[len(vars(worlds[0])) :] for lesson in drawn]
             for parameter, *gradients in zip(drawing, *tails, strict=True):
                 parameter.grad = _total(gradients)
             for group, rate in zip(optimiser.param_groups, base, strict=True):
@@ -305,7 +342,7 @@ def _close_up(
     image: FeatureImage,
     batch: Batch,
     config: TrainingConfig,
-    super_resolution: SuperResolution,
+    super_resolution: SuperResolution | None,
 ) -> CloseUp:
     """The ``config.crop`` px about the focus of each view, as far as the picture reaches.
 
@@ -326,13 +363,16 @@ def _close_up(
         ]
         return torch.stack(windows)
 
+    truth, weight = part(batch.truth).float() / 255, part(batch.weight)
     colour = None
-    if config.sharp:
+    if config.sharp or super_resolution is None:
         places = [(SCALE * top, SCALE * left) for top, left in corners]
         size = SCALE * wide, SCALE * tall
         colour, _ = render_colours(gaussians, batch.K, batch.w2c, places, *size)
+        if super_resolution is None:
+            return CloseUp(colour.contiguous(), truth, weight)
     picture = super_resolution(image.window(corners, tall, wide), colour)
-    return CloseUp(picture, part(batch.truth).float() / 255, part(batch.weight))
+    return CloseUp(picture, truth, weight)
 
 
 def loss_terms(
@@ -364,25 +404,19 @@ def loss_terms(
 
 
 def _optimiser(
-    head: GaussianHead,
-    super_resolution: SuperResolution,
-    corrections: PoseCorrections,
-    rates: Rates,
+    head: GaussianHead, drawing: list[nn.Parameter], corrections: Corrections, rates: Rates
 ) -> torch.optim.Adam:
-    own = {
-        "positions": rates.positions,
-        "log_scales": rates.scales,
-        "quaternions": rates.rotations,
-        "opacities": rates.opacities,
-        "colours": rates.colours,
-        "features": rates.features,
-        "body": rates.body,
-    }
-    groups = [{"params": [getattr(head, name)], "lr": rate} for name, rate in own.items()]
-    networks = [value for name, value in head.named_parameters() if name not in own]
+    of_gaussians = [
+        rates.positions, rates.scales, rates.rotations, rates.opacities, rates.colours,
+        rates.features, rates.body,
+    ]  # fmt: skip
+    own = head.of_each_gaussian()
+    groups = [{"params": [each], "lr": rate} for each, rate in zip(own, of_gaussians, strict=True)]
+    networks = list(head.parameters())[len(own) :]
     groups.append({"params": networks, "lr": rates.networks})
-    groups.append({"params": list(super_resolution.parameters()), "lr": rates.super_resolution})
-    groups.append({"params": list(corrections.parameters()), "lr": rates.pose_correction})
+    groups.append({"params": drawing, "lr": rates.super_resolution})
+    groups.append({"params": [corrections.poses], "lr": rates.pose_correction})
+    groups.append({"params": [corrections.expressions], "lr": rates.expression_correction})
     return torch.optim.Adam(groups, betas=(0.9, 0.99), eps=1e-15, fused=True)
 
 
