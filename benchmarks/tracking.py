@@ -36,7 +36,7 @@ from gha_core.faces import FaceModel, head_model
 from gha_core.fitting import Observations, Settings, track_head
 from gha_core.fitting.initial_pose import initial_pose
 from gha_core.fitting.observations import LandmarkModel
-from gha_core.fitting.residuals import INDEPENDENT, SIGMA, Conditions, State, residuals
+from gha_core.fitting.residuals import INDEPENDENT, SIGMA, Conditions, State, pull
 from gha_core.fitting.tracker import RIDGE, SIZE, WORN, Fitter, first_state
 from gha_core.landmarks import points
 from gha_core.synthetic.sightings import Actor, rig
@@ -54,14 +54,14 @@ class Energy:
         self, start: State, landmarks: LandmarkModel, seen: Observations, usual_scale: float
     ) -> None:
         conditions = Conditions.at(start, landmarks, seen)
-        pixels = seen.points[:, :, landmarks.points]
-        missing = np.isnan(pixels[..., :1])
         self.mean, self.identity = _tensors(landmarks.mean, landmarks.identity)
         (self.expression,) = _tensors(landmarks.expression.reshape(-1, start.expression.shape[1]))
         self.K, self.w2c = _tensors(seen.intrinsics, seen.extrinsics)
-        self.pixels, self.drift = _tensors(np.where(missing, 0, pixels), conditions.drift)
-        trust = np.where(missing[..., 0], 0, conditions.trust)
-        (self.base,) = _tensors(trust / SIGMA**2 * INDEPENDENT)
+        self.seen, self.drift, self.unit = _tensors(
+            conditions.seen.transpose(0, 2, 3, 1), conditions.drift.transpose(0, 2, 3, 1),
+            conditions.unit[..., None, None],
+        )  # fmt: skip
+        (self.base,) = _tensors(conditions.trust / SIGMA**2 * INDEPENDENT)
         (self.reference,) = _tensors(start.reference)
         self.settings, self.usual_scale = Settings(), usual_scale
         self.strength = self.settings.identity_prior * float(seen.views.sum())
@@ -82,10 +82,8 @@ class Energy:
         world = scale * head @ turn.mT + translation[:, None]
         local = world[:, None] @ self.w2c[None, :, :, :3].mT + self.w2c[None, :, None, :, 3]
         plane = local[..., :2] / local[..., 2:]
-        pixels = plane @ self.K[None, :, :2, :2].mT + self.K[None, :, None, :2, 2]
-        depth = translation @ self.w2c[:, 2, :3].T + self.w2c[:, 2, 3]
-        unit = self.K[:, 0, 0] * scale / depth
-        squared = (((pixels - self.pixels) / unit[..., None, None] + self.drift) ** 2).sum(-1)
+        pixels = plane @ self.K[None, :, :2, :2].mT
+        squared = (((pixels - self.seen) / self.unit + self.drift) ** 2).sum(-1)
         data = 0.5 * (self.base * squared / (1 + squared / self.settings.robust**2)).sum()
         person = 0.5 * self.strength * (identity @ identity + ((size - 1) / SIZE) ** 2)
         sparse = WORN * self.settings.expression_sparsity * expression.sum()
@@ -168,7 +166,7 @@ def _check_energy(
     """Raises: RuntimeError: the peer's energy is not the tracker's."""
     at_rest = replace(start, scale=energy.usual_scale)  # nothing but the landmarks' part is left
     conditions = Conditions.at(start, landmarks, seen)
-    wanted = residuals(at_rest, landmarks, seen, conditions, energy.settings.robust).energy
+    wanted = pull(at_rest, landmarks, seen, conditions, energy.settings.robust).energy
     with torch.no_grad():
         found = float(energy(energy.unknowns(at_rest)))
     if not math.isclose(found, wanted, rel_tol=1e-4):

@@ -27,8 +27,8 @@ from gha_core.faces.identity_space import similarity_to
 from gha_core.fitting import Observations, Settings, Track, track_head
 from gha_core.fitting.given_poses import GivenPoses
 from gha_core.fitting.observations import LandmarkModel
-from gha_core.fitting.residuals import Conditions, State, linearise, residuals
-from gha_core.fitting.solver import smoothness
+from gha_core.fitting.residuals import Conditions, Quadratic, State, linearise, pull
+from gha_core.fitting.solver import bounded, smoothness, solve_shared
 from gha_core.landmarks import LANDMARKS
 from gha_core.pose import HeadPose
 from gha_core.splits import Splits
@@ -258,16 +258,11 @@ def test_normal_equations_match_finite_differences(model: FaceModel) -> None:
     )
     conditions = Conditions.at(state, landmarks, seen)
     robust = 1e6  # a quadratic loss, whose gradient is exact
-    found = residuals(state, landmarks, seen, conditions, robust)
-    # Residuals are in head lengths at the present depth; the solver holds that unit fixed.
-    quadratic = linearise(state, landmarks, seen, found, "all")
+    found = pull(state, landmarks, seen, conditions, robust)
+    quadratic = linearise(state, landmarks, found, "all")
 
     def energy(frames: Floats, shared: Floats) -> float:
-        moved = residuals(state.moved(frames, shared), landmarks, seen, conditions, robust)
-        ratio = (moved.unit / found.unit)[..., None, None]
-        base = moved.values - conditions.drift * (moved.weight > 0)[..., None]
-        values = base * ratio + conditions.drift * (moved.weight > 0)[..., None]
-        return float(0.5 * (found.weight[..., None] * values**2).sum())
+        return pull(state.moved(frames, shared), landmarks, seen, conditions, robust).energy
 
     step = 1e-5
     for index in (0, 2, 3, 5, 6 + model.expression_names.index("jawOpen")):
@@ -282,6 +277,30 @@ def test_normal_equations_match_finite_differences(model: FaceModel) -> None:
         nothing = np.zeros_like(quadratic.frames_gradient)
         slope = (energy(nothing, shared) - energy(nothing, -shared)) / (2 * step)
         assert slope == pytest.approx(quadratic.shared_gradient[index], rel=2e-3, abs=1e-2)
+
+
+def test_a_step_goes_to_bounds_and_not_beyond() -> None:
+    rng = np.random.default_rng(4)
+    root = rng.normal(size=(50, 12, 9))
+    H, g = root.swapaxes(1, 2) @ root, 3 * rng.normal(size=(50, 9))
+    now = rng.choice([0.0, 0.5, 1.0], size=(50, 3))
+    quadratic = Quadratic(H, g, np.zeros((50, 9, 0)), np.zeros((0, 0)), np.zeros(0))
+    free, _ = solve_shared(quadratic, np.full(g.shape, np.nan), 0.0)
+    step, _ = bounded(now, g, lambda settled: solve_shared(quadratic, settled, 0.0))
+
+    def clipped(by: Floats) -> Floats:
+        return np.concatenate([by[:, :6], (now + by[:, 6:]).clip(0, 1) - now], axis=1)
+
+    def energy(by: Floats) -> float:
+        return float(np.sum(g * by) + np.einsum("tf,tfg,tg->", by, H, by) / 2)
+
+    assert clipped(step) == pytest.approx(step)
+    assert energy(step) < energy(clipped(free)) - 1
+    # Those that are not at a bound are where the others make them best.
+    inside = np.ones(g.shape, bool)
+    inside[:, 6:] = (now + step[:, 6:] > 1e-9) & (now + step[:, 6:] < 1 - 1e-9)
+    slope = g + (H @ step[..., None])[..., 0]
+    assert np.abs(slope[inside]).max() < 1e-6
 
 
 def test_smoothness_is_zero_on_straight_lines_and_ignores_gaps() -> None:

@@ -203,7 +203,7 @@ class _Aligner:
             self._information[indices], np.zeros_like(found), none, np.zeros((0, 0)), np.zeros(0)
         )
         bends = smoothness(numbers, self._bends)
-        free = np.zeros(found.shape, bool)
+        free = np.full(found.shape, np.nan)
         for t, moved in zip(
             indices, found + solve_smooth(photos, bends, found, free, 0), strict=True
         ):

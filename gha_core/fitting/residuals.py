@@ -7,6 +7,7 @@ number of cameras.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Literal
 
@@ -18,12 +19,14 @@ from gha_core.fitting import rotations
 from gha_core.fitting.observations import LandmarkModel, Observations
 
 Floats = NDArray[np.float64]
+Numbers = NDArray[np.floating]
 
 POSE = 6  # axis-angle and translation come first among a timestep's unknowns
 SIGMA = 0.01  # noise of a landmark, head lengths
 INDEPENDENT = 0.15  # landmarks err together; this share of them counts as independent
 OBLIQUE = 0.6  # tangent of the angle at which a view of the face counts half
-BATCH = 64
+BATCH = 4  # timesteps at once, and
+CACHED = 40_000  # points in all cameras at once, so that they stay in the cache
 
 Unknown = Literal["pose", "frames", "all"]
 """What a step may change: poses; poses and expressions; identity and scale, too."""
@@ -63,21 +66,18 @@ class State:
 
 
 @dataclass(frozen=True)
-class Residuals:
-    """Residuals at a state: [T, C, L, 2] in head lengths, and the data's energy.
+class Pull:
+    """What all cameras together say about where each landmark should be.
 
     Attributes:
-        weight: [T, C, L] with the robust down-weighting; 0 where nothing was seen.
-        plane: [T, C, L, 2] and depth [T, C, L]: the points in normalised camera coordinates.
-        unit: [T, C] pixels per head length.
+        energy: of the data.
+        gradient: [T, L, 3] by the landmark's place in head space; curvature: [T, 6, L] the upper
+            triangle of its Gauss-Newton Hessian, row by row.
     """
 
-    values: Floats
-    weight: Floats
-    plane: Floats
-    depth: Floats
-    unit: Floats
     energy: float
+    gradient: Floats
+    curvature: Floats
 
 
 @dataclass(frozen=True)
@@ -98,25 +98,44 @@ class Quadratic:
 
 @dataclass(frozen=True)
 class Conditions:
-    """What depends on the view so slowly that it stays fixed during a minimisation.
+    """What was seen, and what depends on the view so slowly that it stays fixed during a
+    minimisation.
 
     Attributes:
         trust: [T, C, L] weight of each landmark: confidence, how squarely it faces the camera, and
-            how frontal the whole face is.
-        drift: [T, C, L, 2] expected error of the detector, head lengths.
+            how frontal the whole face is; 0 where nothing was seen.
+        seen: [T, 2, C, L] pixels from the principal point; 0 where nothing was seen.
+        drift: [T, 2, C, L] expected error of the detector, head lengths.
+        unit: [T, C] pixels per head length.
     """
 
     trust: Floats
+    seen: Floats
     drift: Floats
+    unit: Floats
 
     @staticmethod
     def at(state: State, landmarks: LandmarkModel, observations: Observations) -> Conditions:
         matrices, extrinsics = state.matrices, observations.extrinsics
         facing, frontal = _facing(state, landmarks, observations)
+        trust = facing * landmarks.weights * (observations.confidence * frontal)[..., None]
+        seen = observations.points[:, :, landmarks.points]
+        seen = seen - observations.intrinsics[:, None, :2, 2]
+        missing = np.isnan(seen[..., 0])
+        drift = expected_drift(landmarks.drift, matrices, state.translation, extrinsics)
+        ahead = extrinsics[:, 2, :3]
+        depth = state.translation @ ahead.T + extrinsics[:, 2, 3]
         return Conditions(
-            facing * landmarks.weights * (observations.confidence * frontal)[..., None],
-            expected_drift(landmarks.drift, matrices, state.translation, extrinsics),
+            np.where(missing, 0.0, trust),
+            _planes(np.where(missing[..., None], 0.0, seen)),
+            _planes(drift),
+            observations.intrinsics[:, 0, 0] * state.scale / np.maximum(depth, 1e-3),
         )
+
+
+def _planes(vectors: Floats) -> Floats:
+    """[T, C, L, 2] to [T, 2, C, L]."""
+    return np.ascontiguousarray(np.moveaxis(vectors, -1, 1))
 
 
 def _facing(
@@ -135,114 +154,167 @@ def _facing(
     return np.clip((cosine - 0.1) / 0.5, 0, 1), 1 / (1 + (tangent / OBLIQUE) ** 4)
 
 
-def residuals(
+def distances(
+    state: State, landmarks: LandmarkModel, observations: Observations, conditions: Conditions
+) -> Floats:
+    """[T, C, L] how far the landmarks are from where they were seen, head lengths; NaN where they
+    count for nothing."""
+    view, every = _View.of(state, observations), slice(None)
+    (x, y), *_ = view.errors(every, landmarks.shape(state.identity, state.expression), conditions)
+    return np.where(conditions.trust > 0, np.hypot(x, y), np.nan)
+
+
+def pull(
     state: State,
     landmarks: LandmarkModel,
     observations: Observations,
     conditions: Conditions,
     robust: float,
-) -> Residuals:
-    """Residuals at ``state``, Geman-McClure down-weighted beyond ``robust`` head lengths."""
+) -> Pull:
+    """What the residuals at ``state`` come to, Geman-McClure down-weighted beyond ``robust`` head
+    lengths."""
     head = landmarks.shape(state.identity, state.expression)
-    world = state.scale * head @ state.matrices.swapaxes(-1, -2) + state.translation[:, None]
-    extrinsics, K = observations.extrinsics, observations.intrinsics
-    turn = extrinsics[None, :, :, :3]
-    local = world[:, None] @ turn.swapaxes(-1, -2) + extrinsics[None, :, None, :, 3]
-    depth = np.maximum(local[..., 2], 1e-3)
-    plane = local[..., :2] / depth[..., None]
-    pixels = plane @ K[None, :, :2, :2].swapaxes(-1, -2) + K[None, :, None, :2, 2]
-    seen = observations.points[:, :, landmarks.points]
-    missing = np.isnan(seen[..., 0])
-    centre = np.einsum("cij,tj->tci", extrinsics[..., :3], state.translation) + extrinsics[..., 3]
-    unit = K[None, :, 0, 0] * state.scale / np.maximum(centre[..., 2], 1e-3)
-    error = (pixels - seen) / unit[..., None, None] + conditions.drift
-    values = np.where(missing[..., None], 0.0, error)
-    base = np.where(missing, 0.0, conditions.trust) / SIGMA**2 * INDEPENDENT
-    squared = (values**2).sum(-1)
-    calm = 1 + squared / robust**2
-    energy = float(0.5 * (base * squared / calm).sum())
-    return Residuals(values, base / calm**2, plane, depth, unit, energy)
+    view = _View.of(state, observations)
+    cameras, points = conditions.trust.shape[1:]
+    energy = 0.0
+    gradient = np.empty((len(head), 3, points))
+    curvature = np.empty((len(head), 6, points))
+    for part in _batches(len(head), max(1, CACHED // (cameras * points))):
+        (ex, ey), (x, y), slope = view.errors(part, head, conditions)
+        base = conditions.trust[part] * (INDEPENDENT / SIGMA**2)
+        squared = ex * ex
+        squared += ey * ey
+        calm = 1 + squared / robust**2
+        weight = base / calm
+        energy += 0.5 * float(np.vdot(weight, squared))
+        weight /= calm
+        # With M the matrix from head space to homogeneous pixels, (M_k - pixel_k M_z) * slope is a
+        # residual's derivative; summed over cameras, what multiplies M's entries are these fields.
+        weight *= slope
+        along = ex * x
+        along += ey * y
+        first = np.stack([weight * ex, weight * ey, weight * along], 1)
+        weight *= slope
+        second = np.stack([weight, weight * x, weight * y, weight * (x * x + y * y)], 1)
+        count = len(first)
+        gradient[part] = view.first(part) @ first.reshape(count, -1, points)
+        curvature[part] = view.second(part) @ second.reshape(count, -1, points)
+    return Pull(energy, np.ascontiguousarray(gradient.swapaxes(1, 2)), curvature)
 
 
-def linearise(
-    state: State,
-    landmarks: LandmarkModel,
-    observations: Observations,
-    found: Residuals,
-    unknown: Unknown,
-) -> Quadratic:
+@dataclass(frozen=True)
+class _View:
+    """Head space in the cameras.
+
+    Attributes:
+        matrix: [T, 3, C, 3] and offset: [T, 3, C], from head space to homogeneous pixels from the
+            principal point.
+    """
+
+    matrix: Floats
+    offset: Floats
+
+    @staticmethod
+    def of(state: State, observations: Observations) -> _View:
+        lens = observations.intrinsics.copy()
+        lens[:, :2, 2] = 0
+        camera = lens @ observations.extrinsics  # [C, 3, 4]
+        matrix = camera[:, :, :3] @ (state.scale * state.matrices)[:, None]
+        offset = np.einsum("cij,tj->tic", camera[..., :3], state.translation) + camera[..., 3].T
+        return _View(np.ascontiguousarray(matrix.swapaxes(1, 2)), offset)
+
+    def errors(
+        self, part: slice, head: Floats, conditions: Conditions
+    ) -> tuple[list[Floats], list[Floats], Floats]:
+        """Of timesteps ``part`` of ``head`` [T, L, 3]: residuals by x and y, each [t, C, L] head
+        lengths; pixels from the principal point, x and y, each [t, C, L]; and the residuals' slope
+        [t, C, L]: head lengths per pixel, over depth."""
+        matrix, (count, points) = self.matrix[part], head[part].shape[:2]
+        places = matrix.reshape(count, -1, 3) @ head[part].swapaxes(1, 2)
+        places = places.reshape(count, 3, -1, points)
+        places += self.offset[part][..., None]
+        inverse = 1 / np.maximum(places[:, 2], 1e-3)
+        pixels = [places[:, 0] * inverse, places[:, 1] * inverse]
+        size = 1 / conditions.unit[part][..., None]
+        seen, drift = conditions.seen[part], conditions.drift[part]
+        found = [(pixels[k] - seen[:, k]) * size + drift[:, k] for k in range(2)]
+        return found, pixels, inverse * size
+
+    def first(self, part: slice) -> Floats:
+        """[t, 3, 3 C] what the fields of :func:`pull` are multiplied by in the gradient."""
+        signed = self.matrix[part] * np.array([1, 1, -1])[:, None, None]
+        return signed.reshape(len(signed), -1, 3).swapaxes(1, 2)
+
+    def second(self, part: slice) -> Floats:
+        """[t, 6, 4 C] the same in the curvature."""
+        x, y, z = np.moveaxis(self.matrix[part], 1, 0)
+        rows, columns = _UPPER
+
+        def both(one: Floats, other: Floats) -> Floats:
+            return one[..., rows] * other[..., columns]
+
+        fields = [
+            both(x, x) + both(y, y), -both(x, z) - both(z, x), -both(y, z) - both(z, y), both(z, z),
+        ]  # fmt: skip
+        return np.concatenate(fields, 1).swapaxes(1, 2)
+
+
+_UPPER = np.triu_indices(3)
+
+
+def linearise(state: State, landmarks: LandmarkModel, found: Pull, unknown: Unknown) -> Quadratic:
     """The normal equations of ``found``; what is not ``unknown`` stays out of them (F = 6 without
     the expressions, S = 0 without identity and scale)."""
-    bases = [landmarks.expression[..., :0]]
-    if unknown != "pose":
-        bases.append(landmarks.expression)
     with_shared = unknown == "all"
-    if with_shared:
-        bases.append(landmarks.identity)
-    constant = np.concatenate(bases, axis=2)
-    expressions = 0 if unknown == "pose" else landmarks.expression.shape[2]
+    constant = landmarks.expression[..., : 0 if unknown == "pose" else None].astype(np.float32)
+    identity = landmarks.identity[..., : None if with_shared else 0].astype(np.float32)
     matrices = state.matrices
-    # In head space the shape's derivatives are constant; poses are carried there instead.
-    rows = _rows(found, observations, matrices * state.scale)
-    H = np.empty((*rows[0].shape[0:1], rows[0].shape[2], 3, 3))
-    g = np.empty(H.shape[:-1])
-    weighted = [row * found.weight[..., None] for row in rows]
-    for i in range(3):
-        g[..., i] = sum((w[..., i] * found.values[..., k]).sum(1) for k, w in enumerate(weighted))
-        for j in range(i + 1):
-            H[..., i, j] = H[..., j, i] = sum(
-                (w[..., i] * row[..., j]).sum(1) for w, row in zip(weighted, rows, strict=True)
-            )
-    factor = _transposed_root(H)
     shape = landmarks.shape(state.identity, state.expression)
     turning = np.einsum("tji,tjk->tik", matrices, rotations.left_jacobian(state.rotation))
-    count, points = g.shape[:2]
-    size = POSE + constant.shape[2] + (1 if with_shared else 0)
-    full, gradient = np.empty((count, size, size)), np.empty((count, size))
-    for start in range(0, count, BATCH):
-        part = slice(start, min(start + BATCH, count))
-        columns = np.empty((part.stop - start, points, 3, size), np.float32)
+    count, points = shape.shape[:2]
+    own, several = POSE + constant.shape[-1], identity.shape[-1] + with_shared
+    persons = identity.reshape(3 * points, -1)
+    frames, mixed = np.empty((count, own, own)), np.zeros((count, own, several))
+    frames_gradient = np.empty((count, own))
+    for part in _batches(count, BATCH):
+        # In head space the shape's derivatives are constant; poses are carried there instead.
+        columns = np.empty((part.stop - part.start, points, 3, own), np.float32)
         columns[..., :3] = -rotations.cross(shape[part]) @ turning[part, None]
         columns[..., 3:POSE] = matrices[part, None].swapaxes(-1, -2) / state.scale
-        columns[..., POSE : POSE + constant.shape[2]] = constant
+        columns[..., POSE:] = constant
+        slopes = columns.reshape(len(columns), -1, own)
+        bent = _bent(found.curvature[part].astype(np.float32), columns).swapaxes(1, 2)
+        frames[part] = bent @ slopes
+        pulled = found.gradient[part].astype(np.float32).reshape(len(slopes), 1, -1)
+        frames_gradient[part] = (pulled @ slopes)[:, 0]
         if with_shared:
-            columns[..., -1] = shape[part] / state.scale
-        slopes = columns.reshape(len(columns), -1, size)
-        gradient[part] = (g[part].astype(np.float32).reshape(len(slopes), 1, -1) @ slopes)[:, 0]
-        scaled = (factor[part].astype(np.float32) @ columns).reshape(len(columns), -1, size)
-        full[part] = scaled.swapaxes(-1, -2) @ scaled
-    own = POSE + expressions
-    return Quadratic(
-        frames=full[:, :own, :own],
-        frames_gradient=gradient[:, :own],
-        mixed=full[:, :own, own:],
-        shared=full[:, own:, own:].sum(0),
-        shared_gradient=gradient[:, own:].sum(0),
-    )
+            flat = bent.reshape(-1, 3 * points)
+            mixed[part, :, :-1] = (flat @ persons).reshape(len(bent), own, -1)
+            size = (shape[part] / state.scale).astype(np.float32).reshape(len(bent), -1, 1)
+            mixed[part, :, -1:] = bent @ size
+    shared, shared_gradient = np.zeros((several, several)), np.zeros(several)
+    if with_shared:
+        # The person's shape is the same in all timesteps, so that sums over them come first.
+        scaled = shape / state.scale
+        total = _bent(found.curvature.sum(0, keepdims=True), identity[None])[0]
+        shared[:-1, :-1] = total.reshape(3 * points, -1).T @ persons
+        grown = _bent(found.curvature, scaled[..., None])[..., 0]
+        shared[:-1, -1] = shared[-1, :-1] = grown.sum(0) @ persons
+        shared[-1, -1] = np.vdot(grown, scaled)
+        shared_gradient[:-1] = found.gradient.sum(0).reshape(-1) @ persons
+        shared_gradient[-1] = np.vdot(found.gradient, scaled)
+    return Quadratic(frames, frames_gradient, mixed, shared, shared_gradient)
 
 
-def _rows(found: Residuals, observations: Observations, carry: Floats) -> list[Floats]:
-    """Two arrays [T, C, L, 3]: derivatives of x and y residuals by position in a space that
-    ``carry`` [T, 3, 3] takes to the world."""
-    turn = observations.extrinsics[None, :, :, :3] @ carry[:, None]  # [T, C, 3, 3]
-    inverse = 1 / (found.depth * found.unit[..., None])
-    across = [
-        (turn[:, :, None, axis] - found.plane[..., axis, None] * turn[:, :, None, 2])
-        * inverse[..., None]
-        for axis in range(2)
-    ]
-    K = observations.intrinsics[None, :, None, :, :, None]
-    return [K[..., k, 0, :] * across[0] + K[..., k, 1, :] * across[1] for k in range(2)]
+def _bent(curvature: Numbers, columns: Numbers) -> Numbers:
+    """[t, 3 L, n]: symmetric matrices, [t, 6, L] their upper triangles, times [t, L, 3, n]."""
+    xx, xy, xz, yy, yz, zz = np.moveaxis(curvature, 1, 0)[..., None]
+    x, y, z = (columns[:, :, axis] for axis in range(3))
+    rows = [xx * x + xy * y + xz * z, xy * x + yy * y + yz * z, xz * x + yz * y + zz * z]
+    return np.stack(rows, 2).reshape(len(columns), -1, columns.shape[-1])
 
 
-def _transposed_root(matrices: Floats) -> Floats:
-    """U [..., 3, 3], upper triangular with U.T @ U = matrices (Cholesky), which may be singular."""
-    root = np.zeros_like(matrices)
-    tiny = 1e-12 + 1e-9 * np.trace(matrices, axis1=-2, axis2=-1)
-    for i in range(3):
-        left = matrices[..., i, i] + tiny - (root[..., :i, i] ** 2).sum(-1)
-        root[..., i, i] = np.sqrt(np.maximum(left, tiny))
-        for j in range(i + 1, 3):
-            known = (root[..., :i, i] * root[..., :i, j]).sum(-1)
-            root[..., i, j] = (matrices[..., i, j] - known) / root[..., i, i]
-    return root
+def _batches(count: int, size: int) -> Iterator[slice]:
+    """Slices of ``size`` and less that cover ``count``."""
+    for start in range(0, count, size):
+        yield slice(start, min(start + size, count))

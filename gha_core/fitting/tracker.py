@@ -32,14 +32,22 @@ from gha_core.fitting.observations import LandmarkModel, Observations
 from gha_core.fitting.residuals import (
     POSE,
     Conditions,
+    Pull,
     Quadratic,
-    Residuals,
     State,
     Unknown,
+    distances,
     linearise,
-    residuals,
+    pull,
 )
-from gha_core.fitting.solver import Smoothness, held, smoothness, solve_shared, solve_smooth
+from gha_core.fitting.solver import (
+    Smoothness,
+    Step,
+    bounded,
+    smoothness,
+    solve_shared,
+    solve_smooth,
+)
 from gha_core.pose import HeadPose
 from gha_core.progress import track
 
@@ -287,9 +295,8 @@ class Fitter:
     def poses(self, state: State, observations: Observations) -> State:
         """Better poses alone; expressions, identity and scale stay."""
 
-        def solve(at: State, q: Quadratic, damping: float) -> tuple[Floats, Floats]:
-            hold = np.zeros(q.frames_gradient.shape, bool)
-            step, _ = solve_shared(q, hold, damping)
+        def solve(at: State, q: Quadratic, damping: float) -> Step:
+            step, _ = solve_shared(q, np.full(q.frames_gradient.shape, np.nan), damping)
             still = np.zeros_like(at.expression)
             return np.concatenate([step, still], axis=1), np.zeros(len(at.identity) + 1)
 
@@ -324,7 +331,7 @@ class Fitter:
             own = 0.5 * strength * (float(at.identity @ at.identity) + size(at) ** 2)
             return own + self._expression_energy(at, sparsity)
 
-        def solve(at: State, q: Quadratic, damping: float) -> tuple[Floats, Floats]:
+        def solve(at: State, q: Quadratic, damping: float) -> Step:
             self._add_expression_prior(at, q, sparsity)
             index = np.arange(len(at.identity))
             q.shared[index, index] += strength
@@ -335,8 +342,9 @@ class Fitter:
             if not sees_scale:
                 q.shared[-1], q.shared[:, -1], q.mixed[..., -1] = 0.0, 0.0, 0.0
                 q.shared[-1, -1], q.shared_gradient[-1] = 1.0, 0.0
-            hold = held(at.expression, q.frames_gradient)
-            return solve_shared(q, hold, damping)
+            return bounded(
+                at.expression, q.frames_gradient, lambda settled: solve_shared(q, settled, damping)
+            )
 
         title = "fitting the identity"
         return self._minimise(title, state, observations, solve, prior, "all", iterations, wide)
@@ -352,13 +360,17 @@ class Fitter:
         def prior(at: State) -> float:
             return smooth.energy(values(at)) + self._expression_energy(at, sparsity)
 
-        def solve(at: State, q: Quadratic, damping: float) -> tuple[Floats, Floats]:
+        def solve(at: State, q: Quadratic, damping: float) -> Step:
             self._add_expression_prior(at, q, sparsity)
             now = values(at)
-            hold = held(at.expression, q.frames_gradient + smooth.gradient(now))
-            hold[:, :POSE] = keep_poses
-            step = solve_smooth(q, smooth, now, hold, damping)
-            return step, np.zeros(len(at.identity) + 1)
+
+            def free(settled: Floats) -> Step:
+                if keep_poses:
+                    settled[:, :POSE] = 0
+                step = solve_smooth(q, smooth, now, settled, damping)
+                return step, np.zeros(len(at.identity) + 1)
+
+            return bounded(at.expression, q.frames_gradient + smooth.gradient(now), free)
 
         title, rounds = f"fitting sequence {observations.sequences[0]}", self.settings.iterations
         # Expressions may still be far away: a closing eye must not pass for an outlier.
@@ -387,7 +399,7 @@ class Fitter:
         title: str,
         state: State,
         observations: Observations,
-        solve: Callable[[State, Quadratic, float], tuple[Floats, Floats]],
+        solve: Callable[[State, Quadratic, float], Step],
         prior: Callable[[State], float],
         unknown: Unknown,
         iterations: int,
@@ -397,14 +409,14 @@ class Fitter:
         robust = self.settings.robust * wide
         conditions = Conditions.at(state, self.landmarks, observations)
 
-        def evaluate(at: State) -> tuple[Residuals, float]:
-            found = residuals(at, self.landmarks, observations, conditions, robust)
+        def evaluate(at: State) -> tuple[Pull, float]:
+            found = pull(at, self.landmarks, observations, conditions, robust)
             return found, found.energy + prior(at)
 
         found, energy = evaluate(state)
         damping = 1e-3
         for _ in track(range(iterations), title):
-            quadratic = linearise(state, self.landmarks, observations, found, unknown)
+            quadratic = linearise(state, self.landmarks, found, unknown)
             better = False
             for _ in range(4):
                 step = solve(state, _copy(quadratic), damping)
@@ -493,17 +505,13 @@ def _result(
     state: State, landmarks: LandmarkModel, observations: Observations, settings: Settings
 ) -> Track:
     conditions = Conditions.at(state, landmarks, observations)
-    found = residuals(state, landmarks, observations, conditions, settings.robust)
-    squared = (found.values**2).sum(-1)
-    weight = np.where(
-        np.isfinite(observations.points[:, :, landmarks.points, 0]), conditions.trust, 0.0
-    )
+    distance = distances(state, landmarks, observations, conditions)
+    weight = conditions.trust
     total = weight.sum(-1)
     with np.errstate(invalid="ignore", divide="ignore"):
-        relative = np.sqrt((weight * squared).sum(-1) / total)
+        relative = np.sqrt((weight * np.nan_to_num(distance) ** 2).sum(-1) / total)
     relative = np.where(total > 0, relative, np.nan)
     # Wild landmarks say nothing about the fit; a fit is bad where most of them are far away.
-    distance = np.where(weight > 0, np.sqrt(squared), np.nan)
     per_timestep = np.array(
         [np.nanmedian(each) if np.isfinite(each).any() else np.inf for each in distance]
     )
@@ -523,7 +531,7 @@ def _result(
         rotation=rotations.unwrapped(vectors, vectors[observations.is_train][0]),
         translation=state.translation,
         expression=state.expression,
-        residual=relative * found.unit,
+        residual=relative * conditions.unit,
         relative=per_timestep,
         failed=failed,
     )
