@@ -28,7 +28,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--width", type=int, help="pixels; the height is 4/3 of it")
     parser.add_argument("--fps", type=int)
     parser.add_argument("--noise", type=float, help="sensor noise, 8-bit levels")
-    parser.add_argument("--workers", type=int, help="threads; all processors by default")
+    parser.add_argument("--workers", type=int, help="processes; one per processor by default")
     given = parser.parse_args(arguments)
     names = ("seed", "subject", "cameras", "timesteps", "width", "fps", "noise")
     changes = {name: getattr(given, name) for name in names if getattr(given, name) is not None}
@@ -37,7 +37,8 @@ def main(arguments: list[str] | None = None) -> int:
     if "width" in changes:
         changes["height"] = round(changes["width"] * 4 / 3 / 2) * 2
     try:
-        capture = film(given.out, replace(SIZES[given.size], **changes), given.workers)
+        workers = given.workers or len(os.sched_getaffinity(0))
+        capture = film(given.out, replace(SIZES[given.size], **changes), workers)
     except GhaError as error:
         print(error, file=sys.stderr)
         return 1

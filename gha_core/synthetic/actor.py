@@ -26,7 +26,6 @@ SKIN, EYE, TEETH, CLOTH = 0, 1, 2, 3
 PLACE, NORMAL, LIGHT, TINT, TINTED, KEY = (
     slice(0, 3), slice(3, 6), slice(6, 9), slice(9, 12), 12, 13,
 )  # fmt: skip
-ATTRIBUTES = 14
 SCATTER = np.array([0.32, 0.14, 0.09], np.float32)  # of light in skin, per channel
 
 
@@ -37,7 +36,7 @@ class Stage:
     Attributes:
         model_vertices: [V, 3] the face model's own vertices, float64.
         vertices, faces, kinds: smooth surfaces [n, 3], [m, 3] and the shader of each face [m].
-        corners: [m, 3, ATTRIBUTES] attributes of each face's corners.
+        attributes: [n, A] of the vertices, in the columns named above.
         strands, strand_out, strand_tangent, strand_width, strand_colour, strand_light, strand_key:
             the hair, its directions away from the head and along itself, its light and how much
             of the key light it sees.
@@ -47,7 +46,7 @@ class Stage:
     vertices: Floats
     faces: Ints
     kinds: Ints
-    corners: Floats
+    attributes: Floats
     strands: Floats
     strand_out: Floats
     strand_tangent: Floats
@@ -64,8 +63,7 @@ class Actor:
         self.mean = model.mean.numpy().astype(float)
         self.regions = {name: mask.numpy() for name, mask in model.regions.items()}
         faces = model.faces.numpy()
-        none = torch.zeros(len(model.expression_names))
-        self.neutral = model.vertices(self.identity, none).numpy().astype(float)
+        self.neutral = person.neutral(model)
         self.anatomy = skin.Anatomy.of(model)
         self.albedo = skin.paint(model, person)
         smooth = shapes.subdivide(faces, len(self.mean))
@@ -187,12 +185,13 @@ class Actor:
         ).astype(np.float32)
         normals = shapes.vertex_normals(surface, self.incidence, self.faces).astype(np.float32)
         strands = pose.to_world(self.hair.points).astype(np.float32)
+        tangent = _tangent(strands)
         fringe = self.lashes.posed(world, self.regions["eyes"], pose.scale)
         out = (self.hair.normals @ pose.matrix.T.astype(np.float32)).astype(np.float32)
         width = self.hair.width * np.float32(pose.scale)
 
         # every sixth strand, widened, stands for the hair in the shadow maps
-        thick, thick_faces = ribbons(strands[::6], width[::6] * 5, out[::6])
+        thick, thick_faces = ribbons(strands[::6], tangent[::6], width[::6] * 5, out[::6])
         blockers = np.concatenate([world, rest.to_world(self.shirt.vertices), thick]).astype(float)
         start = len(self.mean)
         blocker_faces = np.concatenate(
@@ -216,28 +215,21 @@ class Actor:
         lit = lit + self.glow
         for _ in range(2):
             lit, key_lit = self.average @ lit, self.average @ key_lit
-        corners = np.empty((len(surface), ATTRIBUTES), np.float32)
-        corners[:, PLACE], corners[:, NORMAL], corners[:, LIGHT] = self.place, normals, lit
-        corners[:, TINT], corners[:, TINTED], corners[:, KEY] = (
-            self.tint,
-            self.tinted,
-            key_lit[:, 0],
-        )
+        attributes = np.concatenate(
+            [self.place, normals, lit, self.tint, self.tinted[:, None], key_lit], 1
+        ).astype(np.float32)
         strand_light = _spread(irradiance[ours:].reshape(-1, len(knots), 3))
         deep = (0.35 + 0.65 * self.hair.depth)[..., None]
         dim = np.full((len(fringe), hair.POINTS, 3), 0.35, np.float32)
         strand_key = _spread(key[ours:].reshape(-1, len(knots), 1))[..., 0] * deep[..., 0]
-        every = np.concatenate([strands, fringe])
-        tangent = np.gradient(every, axis=1)
-        tangent /= np.maximum(np.linalg.norm(tangent, axis=-1, keepdims=True), 1e-9)
         return Stage(
             model_vertices=world,
             vertices=surface,
             faces=self.faces,
             kinds=self.kinds,
-            corners=corners[self.faces],
-            strands=every,
-            strand_tangent=tangent,
+            attributes=attributes,
+            strands=np.concatenate([strands, fringe]),
+            strand_tangent=np.concatenate([tangent, _tangent(fringe)]),
             strand_out=np.concatenate([out, np.zeros_like(fringe)]),
             strand_width=np.concatenate([width, self.lashes.width * np.float32(pose.scale)]),
             strand_colour=np.concatenate([self.hair.colour, self.lashes.colour]),
@@ -246,16 +238,13 @@ class Actor:
         )
 
 
-def ribbons(points: Floats, width: Floats, facing: Floats) -> tuple[Floats, Ints]:
-    """Flat bands along strands [S, P, 3], turned to ``facing`` ([S, P, 3] or [3] direction).
+def ribbons(points: Floats, tangent: Floats, width: Floats, facing: Floats) -> tuple[Floats, Ints]:
+    """Flat bands along strands [S, P, 3] of ``width`` [S, P], turned to ``facing`` [S, P, 3].
 
     Returns:
         [S * P * 2, 3] vertices and [S * (P - 1) * 2, 3] faces.
     """
     count, length = points.shape[:2]
-    tangent = np.empty_like(points)
-    tangent[:, 1:-1] = points[:, 2:] - points[:, :-2]
-    tangent[:, 0], tangent[:, -1] = points[:, 1] - points[:, 0], points[:, -1] - points[:, -2]
     side = np.cross(tangent, facing)
     side *= (0.5 * width / np.maximum(np.sqrt((side * side).sum(-1)), 1e-9))[..., None]
     vertices = np.stack([points - side, points + side], 2).reshape(-1, 3)
@@ -271,6 +260,12 @@ def ribbon_faces(count: int, length: int) -> Ints:
         ],
         1,
     ).reshape(-1, 3)
+
+
+def _tangent(strands: Floats) -> Floats:
+    """[S, P, 3] unit directions along strands [S, P, 3]."""
+    along = np.gradient(strands, axis=1)
+    return np.asarray(along / np.maximum(np.linalg.norm(along, axis=-1, keepdims=True), 1e-9))
 
 
 def _spread(values: Floats) -> Floats:

@@ -7,12 +7,14 @@
 from __future__ import annotations
 
 import json
-import os
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack
+import multiprocessing
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ProcessPoolExecutor
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass
 from fractions import Fraction
-from itertools import repeat
+from functools import lru_cache, partial
+from itertools import islice
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -25,13 +27,13 @@ from numpy.typing import NDArray
 from gha_core.artifacts.images import encode_jpeg
 from gha_core.cameras import Camera
 from gha_core.errors import ParameterError
-from gha_core.faces import head_model
+from gha_core.faces import FaceModel, head_model
 from gha_core.pose import HeadPose
 from gha_core.progress import track
 from gha_core.synthetic import light, shapes, studio, truth
 from gha_core.synthetic.actor import Actor
 from gha_core.synthetic.performance import Performance, perform
-from gha_core.synthetic.person import draw_person
+from gha_core.synthetic.person import Person, draw_person
 from gha_core.synthetic.render import render
 
 Image = NDArray[np.uint8]
@@ -90,6 +92,30 @@ SIZES = {
 
 
 @dataclass(frozen=True)
+class _Scene:
+    """What stays the same while one person is filmed; ``rest`` is the pose of the head when nothing
+    moves, ``plates`` are what each camera sees without the person, linear RGB."""
+
+    cameras: list[Camera]
+    lights: list[studio.Light]
+    lamps: light.Lamps
+    plates: dict[str, NDArray[np.float32]]
+    model: FaceModel
+    person: Person
+    rest: HeadPose
+
+
+@dataclass(frozen=True)
+class _Take:
+    """What happens at timestep ``t`` of the sequence with this number."""
+
+    number: int
+    t: int
+    expression: Floats
+    pose: HeadPose
+
+
+@dataclass(frozen=True)
 class _Shot:
     """One timestep as filmed: the face model's ``vertices`` and, per camera, image and matte."""
 
@@ -98,12 +124,13 @@ class _Shot:
     mattes: list[dict[str, Any]]
 
 
-def film(out: Path, settings: Settings, workers: int | None = None) -> Path:
+def film(out: Path, settings: Settings, workers: int = 1) -> Path:
     """Write the capture to ``out/<subject>`` and the truth to ``out/truth``; equal settings give
     equal files. Returns the capture's folder.
 
     Args:
-        workers: threads; all processors by default.
+        workers: processes. Each takes seconds to start: more than one are worth it from some
+            hundred pictures on.
 
     Raises:
         ParameterError: ``out`` already holds a capture.
@@ -112,59 +139,103 @@ def film(out: Path, settings: Settings, workers: int | None = None) -> Path:
     for folder in (capture, facts):
         if folder.exists():
             raise ParameterError(f"{folder} exists already; choose another folder or delete it.")
-    studio_rng = np.random.default_rng([settings.seed, 10])
-    cameras = studio.rig(settings.cameras, settings.width, settings.height, studio_rng)
-    lights, ambient = studio.lights(studio_rng)
-    lamps = light.sample_lamps(lights, ambient, studio_rng, LAMP_SAMPLES)
+    scene = _scene(settings)
+    acts = [
+        perform(
+            name, scene.model.expression_names, count, settings.fps,
+            np.random.default_rng([settings.seed, 12, number]),
+        )
+        for number, (name, count) in enumerate(zip(SEQUENCES, settings.timesteps, strict=True))
+    ]  # fmt: skip
+    takes = [
+        [
+            _Take(number, t, acted.expression[t], _pose(acted, t, scene.rest))
+            for t in range(len(acted.expression))
+        ]
+        for number, acted in enumerate(acts)
+    ]
+    with _crew(workers) as each:
+        shots = each(partial(_shoot, settings), [take for taken in takes for take in taken])
+        _write_calibration(capture, scene.cameras)
+        _write_plates(capture, scene, settings)
+        recorder = truth.Recorder(facts, settings.subject, scene.model, scene.person, scene.cameras)
+        for name, taken in zip(SEQUENCES, takes, strict=True):
+            folder = capture / "sequences" / name / "images"
+            folder.mkdir(parents=True)
+            filmed = track(islice(shots, len(taken)), f"filming {name}", len(taken))
+            vertices, mattes = _write_videos(folder, filmed, scene.cameras, settings)
+            recorder.sequence(
+                name, [take.expression for take in taken], [take.pose for take in taken],
+                vertices, mattes,
+            )  # fmt: skip
+    recorder.finish(asdict(settings))
+    return capture
+
+
+@contextmanager
+def _crew(workers: int) -> Iterator[Callable[..., Iterator[_Shot]]]:
+    """A ``map`` that so many processes share. (Threads would wait for each other: much of a picture
+    is made by NumPy while it holds Python's lock.)"""
+    if workers == 1:
+        yield map
+        return
+    with ProcessPoolExecutor(workers, multiprocessing.get_context("spawn")) as pool:
+        yield pool.map
+
+
+@lru_cache(1)
+def _scene(settings: Settings) -> _Scene:
+    rng = np.random.default_rng([settings.seed, 10])
+    cameras = studio.rig(settings.cameras, settings.width, settings.height, rng)
+    lights, ambient = studio.lights(rng)
+    lamps = light.sample_lamps(lights, ambient, rng, LAMP_SAMPLES)
     model = head_model()
     person = draw_person(settings.seed, model, shapes.sex_direction(model))
-    actor = Actor(model, person, lamps)
     scale = person.head_length
-    rest = HeadPose(np.zeros(3), studio.HEAD_CENTRE - scale * MIDDLE, scale)
     plates = {
         camera.name: studio.background(camera, np.random.default_rng([settings.seed, 11, number]))
         for number, camera in enumerate(cameras)
     }
+    rest = HeadPose(np.zeros(3), studio.HEAD_CENTRE - scale * MIDDLE, scale)
+    return _Scene(cameras, lights, lamps, plates, model, person, rest)
 
-    def shoot(number: int, t: int, expression: Floats, pose: HeadPose) -> _Shot:
-        stage = actor.stage(expression, pose, rest)
-        images, mattes = [], []
-        for c, camera in enumerate(cameras):
-            picture = render(actor, stage, camera, lights)
-            behind = plates[camera.name] * (1 - picture.alpha[..., None])
-            sensor = np.random.default_rng([settings.seed, 13, number, t, c])
-            images.append(expose(picture.colour + behind, settings, sensor))
-            mattes.append(
-                truth.matte_row(settings.subject, SEQUENCES[number], t, camera, picture.alpha)
-            )
-        return _Shot(stage.model_vertices, images, mattes)
 
-    _write_calibration(capture, cameras)
-    _write_plates(capture, cameras, plates, settings)
-    mattes: list[dict[str, Any]] = []
-    recorder = truth.Recorder(facts, settings.subject, model, person, actor.neutral, cameras)
-    with ThreadPoolExecutor(workers or len(os.sched_getaffinity(0))) as pool:
-        for number, (name, count) in enumerate(zip(SEQUENCES, settings.timesteps, strict=True)):
-            rng = np.random.default_rng([settings.seed, 12, number])
-            acted = perform(name, model.expression_names, count, settings.fps, rng)
-            poses = [_pose(acted, t, rest) for t in range(count)]
-            folder = capture / "sequences" / name / "images"
-            folder.mkdir(parents=True)
-            shots = pool.map(shoot, repeat(number), range(count), acted.expression, poses)
-            vertices = []
-            with ExitStack() as stack:
-                videos = [
-                    stack.enter_context(Video(folder / f"cam_{camera.name}.mp4", camera, settings))
-                    for camera in cameras
-                ]
-                for shot in track(shots, f"filming {name}", count):
-                    vertices.append(shot.vertices)
-                    mattes.extend(shot.mattes)
-                    for video, image in zip(videos, shot.images, strict=True):
-                        video.add(image)
-            recorder.sequence(name, acted.expression, poses, np.stack(vertices))
-    recorder.finish(mattes, asdict(settings))
-    return capture
+@lru_cache(1)
+def _actor(settings: Settings) -> Actor:
+    scene = _scene(settings)
+    return Actor(scene.model, scene.person, scene.lamps)
+
+
+def _shoot(settings: Settings, take: _Take) -> _Shot:
+    scene, actor = _scene(settings), _actor(settings)
+    stage = actor.stage(take.expression, take.pose, scene.rest)
+    sequence = SEQUENCES[take.number]
+    images, mattes = [], []
+    for c, camera in enumerate(scene.cameras):
+        picture = render(actor, stage, camera, scene.lights)
+        behind = scene.plates[camera.name] * (1 - picture.alpha[..., None])
+        sensor = np.random.default_rng([settings.seed, 13, take.number, take.t, c])
+        images.append(expose(picture.colour + behind, settings, sensor))
+        mattes.append(truth.matte_row(settings.subject, sequence, take.t, camera, picture.alpha))
+    return _Shot(stage.model_vertices, images, mattes)
+
+
+def _write_videos(
+    folder: Path, shots: Iterable[_Shot], cameras: list[Camera], settings: Settings
+) -> tuple[Floats, list[dict[str, Any]]]:
+    """A video per camera; returns the vertices [T, V, 3] and the mattes' rows."""
+    vertices, mattes = [], []
+    with ExitStack() as stack:
+        videos = [
+            stack.enter_context(Video(folder / f"cam_{camera.name}.mp4", camera, settings))
+            for camera in cameras
+        ]
+        for shot in shots:
+            vertices.append(shot.vertices)
+            mattes.extend(shot.mattes)
+            for video, image in zip(videos, shot.images, strict=True):
+                video.add(image)
+    return np.stack(vertices), mattes
 
 
 def expose(colour: Floats, settings: Settings, rng: np.random.Generator) -> Image:
@@ -233,12 +304,10 @@ def _write_calibration(capture: Path, cameras: list[Camera]) -> None:
     (folder / "camera_params.json").write_text(json.dumps(content, indent=1) + "\n")
 
 
-def _write_plates(
-    capture: Path, cameras: list[Camera], plates: dict[str, NDArray[np.float32]], settings: Settings
-) -> None:
+def _write_plates(capture: Path, scene: _Scene, settings: Settings) -> None:
     folder = capture / "sequences" / "BACKGROUND"
     folder.mkdir(parents=True)
-    for number, camera in enumerate(cameras):
+    for number, camera in enumerate(scene.cameras):
         rng = np.random.default_rng([settings.seed, 14, number])
-        image = expose(plates[camera.name], settings, rng)
+        image = expose(scene.plates[camera.name], settings, rng)
         (folder / f"image_{camera.name}.jpg").write_bytes(encode_jpeg(image, 97))

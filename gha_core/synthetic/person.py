@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
 if TYPE_CHECKING:
@@ -67,6 +68,11 @@ class Person:
     brow_weight: float
     head_length: float
     seed: int
+
+    def neutral(self, model: FaceModel) -> Array:
+        """[V, 3] the head at rest, head space."""
+        rest = torch.zeros(len(model.expression_names))
+        return model.vertices(torch.from_numpy(self.identity), rest).numpy().astype(float)
 
 
 def linear(srgb: Array | tuple[int, ...]) -> Array:

@@ -8,6 +8,7 @@ import cv2
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from scipy.sparse import csr_array
 
 from gha_core.cameras import Camera
 from gha_core.mesh_rasterisation import rasterize
@@ -33,7 +34,9 @@ def render(actor: Actor, stage: Stage, camera: Camera, lights: list[Light]) -> P
     big = camera.resized(round(camera.width * SUPERSAMPLING), round(camera.height * SUPERSAMPLING))
     eye = camera.centre.astype(np.float32)
     towards = _unit(eye - stage.strands)
-    strands, strand_faces = parts.ribbons(stage.strands, stage.strand_width, towards)
+    strands, strand_faces = parts.ribbons(
+        stage.strands, stage.strand_tangent, stage.strand_width, towards
+    )
     # What faces away is hidden by the front (hair: well away, as the silhouette is fringed).
     front = np.flatnonzero(_facing(stage, eye) | (stage.kinds == parts.CLOTH))
     outside = _dot(stage.strand_out, towards) > -0.45
@@ -50,17 +53,16 @@ def render(actor: Actor, stage: Stage, camera: Camera, lights: list[Light]) -> P
     surfaces = len(front)
     is_hair = np.flatnonzero(index >= surfaces)
     if is_hair.size:
-        shaded = _hair(stage, towards, lights).reshape(-1, 3)
-        ends = shaded.take(strand_faces.take(index[is_hair] - surfaces, 0) // 2, 0)
-        colour[is_hair] = np.einsum("nk,nkc->nc", weights.take(is_hair, 0), ends)
+        ends = strand_faces.take(index.take(is_hair) - surfaces, 0) // 2
+        seen_points, ends = _numbered(ends, stage.strand_width.size)
+        shaded = _hair(stage, seen_points, towards, lights)
+        colour[is_hair] = _interpolated(shaded, ends, weights.take(is_hair, 0))
     solid = np.flatnonzero((index >= 0) & (index < surfaces))
-    face = front[index[solid]]
-    corners = stage.corners.reshape(len(stage.corners), -1).take(face, 0)
-    corners = corners.reshape(len(face), 3, -1)
-    values = np.einsum("nk,nka->na", weights.take(solid, 0), corners)
+    face = front.take(index.take(solid))
+    values = _interpolated(stage.attributes, stage.faces.take(face, 0), weights.take(solid, 0))
     view = _towards_camera(big, solid)
     normal = _unit(values[:, parts.NORMAL])
-    kinds = stage.kinds[face]
+    kinds = stage.kinds.take(face)
     lamps = _Highlights.of(lights)
     shaders = ((parts.SKIN, _skin), (parts.EYE, _eye), (parts.TEETH, _teeth), (parts.CLOTH, _cloth))
     for kind, shader in shaders:
@@ -73,6 +75,22 @@ def render(actor: Actor, stage: Stage, camera: Camera, lights: list[Light]) -> P
     covered = (index >= 0).astype(np.float32).reshape(shape)
     picture = np.minimum(colour, 1.0).reshape(*shape, 3)
     return Picture(_through_the_lens(picture, size), _through_the_lens(covered, size))
+
+
+def _numbered(used: parts.Ints, count: int) -> tuple[parts.Ints, parts.Ints]:
+    """Those of ``count`` things that occur in ``used``, and ``used`` as places among them."""
+    occurs = np.zeros(count, bool)
+    occurs[used] = True
+    return np.flatnonzero(occurs), (np.cumsum(occurs) - 1).take(used)
+
+
+def _interpolated(values: Floats, corners: parts.Ints, weights: Floats) -> Floats:
+    """[n, C]: values [V, C] at ``corners`` [n, 3] in the proportions ``weights`` [n, 3]."""
+    # A product with a sparse matrix: gathering the corners' values first would take twice as long.
+    starts = np.arange(0, corners.size + 1, 3, dtype=np.int32)
+    shape = (len(corners), len(values))
+    columns = corners.ravel().astype(np.int32)
+    return np.asarray(csr_array((weights.ravel(), columns, starts), shape) @ values)
 
 
 def _through_the_lens(big: Floats, size: tuple[int, int]) -> Floats:
@@ -177,23 +195,30 @@ def _eye(actor: Actor, values: Floats, normal: Floats, view: Floats, lamps: _Hig
     return albedo * lit + strength[:, None] * glint
 
 
-def _hair(stage: Stage, view: Floats, lights: list[Light]) -> Floats:
-    """[S, P, 3] radiance of strands: diffuse, and a highlight across the strand (Kajiya-Kay).
+def _hair(stage: Stage, points: parts.Ints, towards: Floats, lights: list[Light]) -> Floats:
+    """[n, 3] radiance of some points of the strands: diffuse, and a highlight across the strand
+    (Kajiya-Kay).
 
     Args:
-        view: [S, P, 3] unit vectors to the camera.
+        points: [n] their places among all S * P.
+        towards: [S, P, 3] unit vectors to the camera.
     """
-    tangent = stage.strand_tangent
-    radiance = stage.strand_colour * stage.strand_light * np.float32(1.15)
-    tone = 0.035 + 0.55 * stage.strand_colour
-    ambient = stage.strand_light.mean(-1)
+
+    def of_points(values: Floats) -> Floats:
+        return values.reshape(stage.strand_width.size, -1).take(points, 0)
+
+    view, tangent = of_points(towards), of_points(stage.strand_tangent)
+    colour, lit = of_points(stage.strand_colour), of_points(stage.strand_light)
+    key, ambient = of_points(stage.strand_key)[:, 0], lit.mean(-1)
+    radiance = colour * lit * np.float32(1.15)
+    tone = 0.035 + 0.55 * colour
     for number, light in enumerate(lights):
         half = view + light.direction.astype(np.float32)
         along = _dot(tangent, half)
         across2 = np.clip(1 - along * along / _dot(half, half), 0, 1)
         lobe = across2 * across2 * across2 * across2 * across2
         lobe = np.float32(0.55) * lobe * lobe * lobe * lobe  # sine to the 40th power
-        lobe *= stage.strand_key if number == 0 else ambient
+        lobe *= key if number == 0 else ambient
         radiance += lobe[..., None] * tone * light.radiance.astype(np.float32)
     return radiance
 

@@ -86,9 +86,8 @@ class Recorder:
     """Writes the truth while a capture is filmed."""
 
     def __init__(
-        self, folder: Path, subject: str, model: FaceModel, person: Person, neutral: Floats,
-        cameras: list[Camera],
-    ) -> None:  # fmt: skip
+        self, folder: Path, subject: str, model: FaceModel, person: Person, cameras: list[Camera]
+    ) -> None:
         folder.mkdir(parents=True)
         self.folder, self.subject = folder, subject
         self._facts: dict[str, Any] = {
@@ -103,17 +102,20 @@ class Recorder:
                 "head_length": person.head_length,
             },
         }
+        self._mattes: list[dict[str, Any]] = []
+        neutral = person.neutral(model).astype(np.float32)
         save_file(
-            {"identity": person.identity, "neutral_vertices": neutral.astype(np.float32)},
+            {"identity": person.identity, "neutral_vertices": neutral},
             folder / "identity.safetensors",
         )
 
     def sequence(
-        self, name: str, expression: Floats, poses: list[HeadPose], vertices: Floats
-    ) -> None:
+        self, name: str, expression: list[Floats], poses: list[HeadPose], vertices: Floats,
+        mattes: list[dict[str, Any]],
+    ) -> None:  # fmt: skip
         save_file(
             {
-                "expression": expression.astype(np.float32),
+                "expression": np.stack(expression).astype(np.float32),
                 "rotation": np.stack([pose.rotation for pose in poses]),
                 "translation": np.stack([pose.translation for pose in poses]),
                 "scale": np.array([pose.scale for pose in poses]),
@@ -122,9 +124,10 @@ class Recorder:
             self.folder / f"{name}.safetensors",
         )
         self._facts["sequences"].append(name)
+        self._mattes += mattes
 
-    def finish(self, mattes: list[dict[str, Any]], settings: dict[str, Any]) -> None:
-        write_table(self.folder / "mattes.parquet", ALPHA, mattes)
+    def finish(self, settings: dict[str, Any]) -> None:
+        write_table(self.folder / "mattes.parquet", ALPHA, self._mattes)
         write_json(self.folder / "truth.json", {**self._facts, "settings": settings})
 
 
