@@ -379,13 +379,11 @@ def reenact(
 
 @app.command()
 def compare(
-    items: Annotated[
-        list[str], typer.Argument(metavar="NAME[@REVISION]...", help="Two or more.")
-    ],
+    items: Annotated[list[str], typer.Argument(metavar="NAME[@REVISION]...", help="Two or more.")],
     output: Annotated[Path | None, typer.Option(help="The page; default: in outputs/.")] = None,
     open: Annotated[bool, typer.Option("--open", help="Open it in the browser.")] = False,
 ) -> None:
-    """Compare evaluated avatars: scores with confidence intervals, and the same moments in pictures.
+    """Compare evaluated avatars: scores with confidence intervals, the same moments in pictures.
 
     NAME is a subject as it is now, NAME@REVISION as a commit has it. To compare parameters, add the
     same capture under two names, and override them for one.

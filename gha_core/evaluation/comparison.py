@@ -209,9 +209,7 @@ def _chosen(group: Sequence[Contender], task: str) -> dict[str, Key]:
     return chosen
 
 
-def _moment(
-    what: str, key: Key, task: str, artists: Sequence[tuple[Contender, _Artist]]
-) -> Moment:
+def _moment(what: str, key: Key, task: str, artists: Sequence[tuple[Contender, _Artist]]) -> Moment:
     _, first = artists[0]
     photo = first.dataset.over_white(first.views[key])
     drawn = []
