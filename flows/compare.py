@@ -106,7 +106,7 @@ def _artifacts(label: str, scratch: Path) -> Path:
 
 def _checked_out(name: str, revision: str, scratch: Path) -> Path:
     """A folder of links into DVC's cache: the subject's artifacts as a commit has them."""
-    lock = _locked(revision)
+    lock = locked(revision)
     for stage in STAGES:
         entry = lock.get(f"{stage}@{name}")
         if entry is None:
@@ -118,7 +118,12 @@ def _checked_out(name: str, revision: str, scratch: Path) -> Path:
     return scratch
 
 
-def _locked(revision: str) -> dict[str, Any]:
+def locked(revision: str) -> dict[str, Any]:
+    """The stages of dvc.lock as a commit has it, by name.
+
+    Raises:
+        GhaError: there is no such commit, or it has no lock file.
+    """
     command = ["git", "show", f"{revision}:./dvc.lock"]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode:
