@@ -214,8 +214,8 @@ def _trend(subjects: Sequence[str], values: Mapping[tuple[str, str, str], float 
     if not points or not now:
         return ""
     means = [*(mean for _, mean in points), float(np.mean(now))]
-    label = f"commits {points[0][0]} … {points[-1][0]}, now"
-    series = {"mean": (list(range(len(means))), means)}
+    label = f"commits with scores, from {points[0][0]} to {points[-1][0]}; 0 is now"
+    series = {"mean": (list(range(-len(points), 1)), means)}
     return line_plot(series, label, "head PSNR, dB", marks=True)
 
 

@@ -390,6 +390,10 @@ def reenact(
 @app.command()
 def compare(
     items: Annotated[list[str], typer.Argument(metavar="NAME[@REVISION]...", help="Two or more.")],
+    driver: Annotated[
+        str | None,
+        typer.Option(help="SUBJECT[:SEQUENCE] that moves all, for the cross-identity scores."),
+    ] = None,
     output: Annotated[Path | None, typer.Option(help="The page; default: in outputs/.")] = None,
     open: Annotated[bool, typer.Option("--open", help="Open it in the browser.")] = False,
 ) -> None:
@@ -406,7 +410,7 @@ def compare(
     project.enter()
     from flows.compare import compare_subjects
 
-    compared = compare_subjects(items, output)
+    compared = compare_subjects(items, driver, output)
     console.print(compared.table)
     for note in compared.notes:
         console.print(note, highlight=False, markup=False, soft_wrap=True)
