@@ -161,7 +161,7 @@ def plan_subject(name: str, preset: str | None, say: Callable[[str], None]) -> P
                     str(capture),
                     subject.format,
                     str(scratch / str(count)),
-                    params[stage].params.model_dump(mode="json") | values,
+                    {**params[stage].params.model_dump(mode="json"), **values},
                     _splits(splits, stage),
                     params[stage].seed,
                 ),

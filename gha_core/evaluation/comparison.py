@@ -187,8 +187,8 @@ class _Artist:
     """Draws what one contender makes of its own tracked motion."""
 
     def __init__(self, artifacts: Path) -> None:
-        folders = (artifacts / stage for stage in ("ingest", "matting", "tracking"))
-        self.dataset = Dataset(*folders, Splits())
+        ingest, matting, tracking = (artifacts / s for s in ("ingest", "matting", "tracking"))
+        self.dataset = Dataset(ingest, matting, tracking, Splits())
         self.avatar = Avatar.load(artifacts / "avatar")
         self.views = {view.key: view for view in self.dataset.views}
 

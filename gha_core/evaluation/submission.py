@@ -310,7 +310,9 @@ def _translated(
         known,
     )
     names = sorted(set.intersection(*(set(face.coefficients) for face in faces)))
-    read = np.array([np.concatenate([f.coefficients[n] for n in names] or [[]]) for f in faces])
+    if not names:
+        raise ArtifactError(f"{where}: the benchmark's tracking has poses but no expressions.")
+    read = np.stack([np.concatenate([face.coefficients[n] for n in names]) for face in faces])
     answers = _regress(read[known], np.stack([m.expression for m in ours]).astype(float), read)
     scale = float(np.median([motion.pose.scale for motion in ours]))
     return [
