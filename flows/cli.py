@@ -327,21 +327,31 @@ def merge_lock(base: Path, ours: Path, theirs: Path) -> None:
 
 @app.command()
 def report(
-    name: Name,
+    name: Annotated[
+        str | None, typer.Argument(help="The subject.", autocompletion=_subject_names)
+    ] = None,
+    all: Annotated[bool, typer.Option("--all", help="One page about all subjects.")] = False,
     open: Annotated[bool, typer.Option("--open", help="Open it in the browser.")] = False,
 ) -> None:
-    """Print the scores of a subject and the path of its report."""
+    """Print the scores of a subject and the path of its report; or of all subjects."""
     from flows import project
+    from gha_core.errors import ArtifactError, ParameterError
 
     project.enter()
-    _chosen([name])
+    if all == (name is not None):
+        raise ParameterError("Name one subject, or give --all.")
+    subjects = _chosen([name] if name else None)
     from flows import display
-    from gha_core.errors import ArtifactError
 
-    path = display.report_path(name).resolve()
-    if not path.exists():
-        raise ArtifactError(f"{name} is not evaluated yet. Run: gha run {name}")
-    if table := display.score_table([name]):
+    if name:
+        path = display.report_path(name).resolve()
+        if not path.exists():
+            raise ArtifactError(f"{name} is not evaluated yet. Run: gha run {name}")
+    else:
+        from flows.batch_report import write_batch_report
+
+        path = write_batch_report(subjects, None).resolve()
+    if table := display.score_table(subjects):
         console.print(table)
     console.print(f"report: {path}", highlight=False, soft_wrap=True)
     if open:
@@ -379,13 +389,15 @@ def reenact(
 
 @app.command()
 def compare(
-    items: Annotated[
-        list[str], typer.Argument(metavar="NAME[@REVISION]...", help="Two or more.")
-    ],
+    items: Annotated[list[str], typer.Argument(metavar="NAME[@REVISION]...", help="Two or more.")],
+    driver: Annotated[
+        str | None,
+        typer.Option(help="SUBJECT[:SEQUENCE] that moves all, for the cross-identity scores."),
+    ] = None,
     output: Annotated[Path | None, typer.Option(help="The page; default: in outputs/.")] = None,
     open: Annotated[bool, typer.Option("--open", help="Open it in the browser.")] = False,
 ) -> None:
-    """Compare evaluated avatars: scores with confidence intervals, and the same moments in pictures.
+    """Compare evaluated avatars: scores with confidence intervals, the same moments in pictures.
 
     NAME is a subject as it is now, NAME@REVISION as a commit has it. To compare parameters, add the
     same capture under two names, and override them for one.
@@ -398,13 +410,43 @@ def compare(
     project.enter()
     from flows.compare import compare_subjects
 
-    compared = compare_subjects(items, output)
+    compared = compare_subjects(items, driver, output)
     console.print(compared.table)
     for note in compared.notes:
         console.print(note, highlight=False, markup=False, soft_wrap=True)
     console.print(f"page: {compared.page.resolve()}", highlight=False, soft_wrap=True)
     if open:
         typer.launch(compared.page.resolve().as_uri())
+
+
+@app.command()
+def plan(
+    name: Name,
+    preset: Annotated[
+        str | None, typer.Option(help="A file like params.yaml, or a name in presets/, on top.")
+    ] = None,
+) -> None:
+    """Say how many hours and gigabytes a subject will take here, before it starts.
+
+    Rehearses every stage on a few timesteps of the capture and a few training steps, and writes
+    nothing. Exit status 1 if it does not fit this machine.
+
+    Example: gha plan anna --preset paper
+    """
+    from flows import project
+
+    project.enter()
+    _chosen([name])
+    from flows.plan import plan_subject, plan_table
+
+    with console.status("Rehearsing …") as status:
+        made = plan_subject(name, preset, lambda what: status.update(f"Rehearsing {what} …"))
+    console.print(f"{name}: {made.work}", highlight=False, soft_wrap=True)
+    console.print(plan_table(made))
+    for sentence in [*made.notes, *made.warnings]:
+        console.print(sentence, highlight=False, markup=False, soft_wrap=True)
+    if made.warnings:
+        raise typer.Exit(STAGE_FAILED)
 
 
 @app.command()

@@ -18,6 +18,7 @@ from ruamel.yaml.error import YAMLError
 
 from flows import dvc_bridge
 from gha_core.artifacts.stage_folder import read_json
+from gha_core.avatar import Avatar
 from gha_core.errors import ArtifactError, GhaError, ParameterError
 from gha_core.evaluation import catalogue
 from gha_core.evaluation.comparison import (
@@ -47,8 +48,11 @@ class Comparison:
     page: Path
 
 
-def compare_subjects(items: Sequence[str], output: Path | None) -> Comparison:
+def compare_subjects(items: Sequence[str], driver: str | None, output: Path | None) -> Comparison:
     """Compare ``NAME`` (as it is now) and ``NAME@REVISION`` (as that commit's dvc.lock has it).
+
+    Args:
+        driver: SUBJECT or SUBJECT:SEQUENCE that moves all of them for the cross-identity scores.
 
     Raises:
         GhaError: fewer than two, an unknown subject or revision, one that is not evaluated, or
@@ -69,6 +73,7 @@ def compare_subjects(items: Sequence[str], output: Path | None) -> Comparison:
         if not rows:
             raise ArtifactError("Nothing was held out of any of these, so there is no score.")
         hardest = rows[0].name[0]
+        driven, about = _driven(contenders, driver) if driver else ({}, "")
         shown, problems = moments(contenders, hardest)
         notes = [*disagreements(contenders), *problems]
         by_task: dict[str, list[Row]] = defaultdict(list)
@@ -82,6 +87,8 @@ def compare_subjects(items: Sequence[str], output: Path | None) -> Comparison:
             moments=shown,
             widest=max((len(moment.drawn) for moment in shown), default=1),
             facts=_facts(contenders),
+            driven=driven,
+            about_driven=about,
             protocol={k: v for k, v in contenders[0].protocol.items() if isinstance(v, str | int)},
             catalogue=catalogue,
             level=LEVEL,
@@ -92,7 +99,43 @@ def compare_subjects(items: Sequence[str], output: Path | None) -> Comparison:
     temporary = path.with_name(f".{path.name}.writing")
     temporary.write_text(text)
     temporary.replace(path)
-    return Comparison(_table(labels, by_task[hardest], hardest), notes, path)
+    table = _table(labels, by_task[hardest], hardest)
+    for name, values in driven.items():
+        table.add_row(name, *(escape(value) for value in values))
+    return Comparison(table, notes, path)
+
+
+def _driven(contenders: Sequence[Contender], driver: str) -> tuple[dict[str, list[str]], str]:
+    """Cross-identity scores, row by row, and how they were taken."""
+    from tasks import cross_identity  # loads the tracker with all its libraries
+
+    name, _, sequence = driver.partition(":")
+    find_subject(Path(), name)
+    tracking = SUBJECTS / name / "tracking"
+    if not tracking.is_dir():
+        raise ArtifactError(f"The driver {name} is not tracked yet. Run: gha run {name}")
+    scores = [
+        cross_identity.score(
+            each.artifacts, Avatar.load(each.artifacts / "avatar"), tracking, sequence or None
+        )
+        for each in contenders
+    ]
+    identity = [
+        f"not available: {each.missing}" if each.csim is None else f"{each.csim:.3f}"
+        for each in scores
+    ]
+    about = (
+        f"Driven by {driver}: {scores[0].frames} frames, seen by {scores[0].cameras} cameras of "
+        "each avatar's own capture; what was drawn went through landmarks and tracking again. "
+        "AED: mean difference of the expression coefficients found there from the driver's, APD: "
+        "mean angle of the head's rotation from the driver's, CSIM: cosine of ArcFace embeddings "
+        "of renderings and of photos of the avatar's own person."
+    )
+    return {
+        "AED, cross-identity ↓": [f"{each.aed:.4f}" for each in scores],
+        "APD (°), cross-identity ↓": [f"{each.apd:.2f}" for each in scores],
+        "CSIM, cross-identity ↑": identity,
+    }, about
 
 
 def _artifacts(label: str, scratch: Path) -> Path:
@@ -106,7 +149,7 @@ def _artifacts(label: str, scratch: Path) -> Path:
 
 def _checked_out(name: str, revision: str, scratch: Path) -> Path:
     """A folder of links into DVC's cache: the subject's artifacts as a commit has them."""
-    lock = _locked(revision)
+    lock = locked(revision)
     for stage in STAGES:
         entry = lock.get(f"{stage}@{name}")
         if entry is None:
@@ -118,7 +161,12 @@ def _checked_out(name: str, revision: str, scratch: Path) -> Path:
     return scratch
 
 
-def _locked(revision: str) -> dict[str, Any]:
+def locked(revision: str) -> dict[str, Any]:
+    """The stages of dvc.lock as a commit has it, by name.
+
+    Raises:
+        GhaError: there is no such commit, or it has no lock file.
+    """
     command = ["git", "show", f"{revision}:./dvc.lock"]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode:

@@ -153,7 +153,9 @@ def _learning(
     jobs = [(state, view) for _, state in states for view in few]
     values = side_by_side(lambda job: judge.head_psnr(*job), jobs)
     known = list(track(values, "scoring milestones", total=len(jobs)))
-    means = [np.nanmean(known[start : start + len(few)]) for start in range(0, len(known), len(few))]
+    means = [
+        np.nanmean(known[start : start + len(few)]) for start in range(0, len(known), len(few))
+    ]
     return [(step, float(mean)) for (step, _), mean in zip(states, means, strict=True)]
 
 

@@ -92,7 +92,7 @@ def run(inputs: Inputs, params: Params, out: Path) -> None:
         colour_correction=params.colour_correction,
         focal_length=params.focal_length,
     )
-    wanted = {sequence.name: _windows(sequence, params) for sequence in capture.sequences}
+    wanted = {sequence.name: stored_windows(sequence, params) for sequence in capture.sequences}
     crops, notes = _choose_crops(capture, params, wanted, str(inputs.capture))
     pictures = {
         camera.name: _Pictures(camera, crops[camera.name], capture) for camera in capture.cameras
@@ -155,7 +155,7 @@ Window = list[int]
 """Timesteps of a sequence of which one is stored."""
 
 
-def _windows(sequence: SequenceInfo, params: Params) -> list[Window]:
+def stored_windows(sequence: SequenceInfo, params: Params) -> list[Window]:
     """What to choose from for every stored timestep."""
     timesteps = list(sequence.timesteps)
     windows: list[Window] = [[each] for each in timesteps]

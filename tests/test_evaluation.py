@@ -2,19 +2,45 @@
 
 from __future__ import annotations
 
+import itertools
 import re
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from scipy.spatial.transform import Rotation
+from torchmetrics.functional.image import structural_similarity_index_measure
 
+from gha_core.artifacts import schemas
+from gha_core.artifacts.stage_folder import write_json
+from gha_core.artifacts.tables import write_table
 from gha_core.cameras import Camera, look_at
-from gha_core.evaluation.metrics import keypoint_distance, masked_mean, psnr, ssim_map
+from gha_core.errors import AssetError
+from gha_core.evaluation.comparison import (
+    Contender,
+    Interval,
+    compare,
+    disagreements,
+    interval,
+)
+from gha_core.evaluation.metrics import (
+    flicker,
+    jitter,
+    keypoint_distance,
+    masked_mean,
+    psnr,
+    squared_error,
+    ssim_map,
+)
 from gha_core.evaluation.optional_metrics import optional_metrics
 from gha_core.evaluation.regions import region_masks
-from gha_core.evaluation.report import Report, error_map, line_plot, render_report
-from gha_core.evaluation.scoring import evenly
+from gha_core.evaluation.report import Report, Strip, error_map, line_plot, render_report
+from gha_core.evaluation.scoring import evenly, side_by_side
+from gha_core.losses.lpips import FILES, Lpips, find_weights
 from gha_core.pose import HeadPose
 from gha_core.reenactment import Motion, at_height, frontal_camera, retarget
 from gha_core.tracked_face import TrackedFace
@@ -70,9 +96,10 @@ def test_psnr_counts_only_the_masked_pixels() -> None:
     image[:5] += 51
     mask = np.zeros((10, 10), bool)
     mask[:5] = True
-    assert psnr(truth, image, mask) == pytest.approx(-20 * np.log10(0.2))
-    assert psnr(truth, image, ~mask) == 100
-    assert np.isnan(psnr(truth, image, np.zeros_like(mask)))
+    error = squared_error(truth, image)
+    assert psnr(error, mask) == pytest.approx(-20 * np.log10(0.2))
+    assert psnr(error, ~mask) == 100
+    assert np.isnan(psnr(error, np.zeros_like(mask)))
 
 
 def test_ssim_is_one_for_equal_images_and_falls_where_they_differ() -> None:
@@ -158,10 +185,173 @@ def test_evenly_spaced() -> None:
     assert evenly([1, 2], 5) == [1, 2]
 
 
-def test_a_missing_metric_gives_its_reason() -> None:
-    available, missing = optional_metrics()
-    assert set(available) | set(missing) == {"lpips_alex", "csim"}
-    assert all(len(reason) > 20 for reason in missing.values())
+def test_ssim_is_that_of_torchmetrics() -> None:
+    truth = RNG.integers(0, 255, (40, 56, 3), np.uint8)
+    image = np.clip(truth + RNG.normal(0, 30, truth.shape), 0, 255).astype(np.uint8)
+    pair = torch.from_numpy(np.stack([truth, image])).permute(0, 3, 1, 2).float() / 255
+    _, full = structural_similarity_index_measure(
+        pair[:1], pair[1:], sigma=1.5, data_range=1.0, return_full_image=True
+    )
+    np.testing.assert_allclose(ssim_map(truth, image), full[0].mean(0), atol=2e-5)
+
+
+def test_a_constant_error_does_not_flicker() -> None:
+    mask = np.zeros((8, 8), bool)
+    mask[:4] = True
+    error = RNG.normal(0, 9, (8, 8, 3)).astype(np.float32)
+    changed = error + np.float32(3) * mask[..., None]
+    assert flicker(error, error, mask) == 0
+    assert flicker(error, changed, mask) == pytest.approx(3)
+    assert flicker(error, changed, ~mask) == 0
+    assert np.isnan(flicker(error, changed, np.zeros_like(mask)))
+
+
+def test_jitter_sees_trembling_and_not_drift() -> None:
+    still = np.zeros((3, 5, 2), np.float32)
+    drift = np.arange(3, dtype=np.float32)[:, None, None] * np.float32([3, 4]) + still
+    trembling = still.copy()
+    trembling[1] += np.float32([3, 4])
+    assert jitter(drift) == pytest.approx(0)
+    assert jitter(trembling) == pytest.approx(10)
+
+
+def test_work_side_by_side_comes_in_order() -> None:
+    assert list(side_by_side(lambda n: n * n, range(40))) == [n * n for n in range(40)]
+
+
+def test_a_missing_metric_gives_its_reason(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path))
+    monkeypatch.setitem(sys.modules, "pycvvdp", None)
+    found = optional_metrics()
+    assert {*found.images, *found.missing} == {
+        "lpips_vgg", "lpips_alex", "perceptual", "csim", "jod"
+    }  # fmt: skip
+    assert "perceptual" in found.images
+    assert all(len(reason) > 20 for reason in found.missing.values())
+    assert not any(str(tmp_path) in reason for reason in found.missing.values())
+    truth = RNG.integers(0, 255, (32, 32, 3), np.uint8)
+    score = found.images["perceptual"]
+    assert score(truth, truth) == 0 < score(truth, 255 - truth)
+
+
+def test_jod_is_asked_as_colorvideovdp_wants_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: dict[str, Any] = {}
+
+    class Meter:
+        def __init__(self, display_name: str) -> None:
+            asked["display"] = display_name
+
+        def predict(self, test: Any, reference: Any, **how: Any) -> tuple[torch.Tensor, dict]:
+            asked.update(how, shapes=(test.shape, reference.shape))
+            return torch.tensor(9.5), {}
+
+    monkeypatch.setitem(sys.modules, "pycvvdp", SimpleNamespace(cvvdp=Meter))
+    clip = np.zeros((4, 8, 8, 3), np.uint8)
+    assert optional_metrics().videos["jod"](clip, clip, 24.3) == 9.5
+    assert asked == {
+        "display": "standard_4k",
+        "dim_order": "FHWC",
+        "frames_per_second": 24.3,
+        "shapes": ((4, 8, 8, 3),) * 2,
+    }
+
+
+def random_weights(path: Path, backbone: str) -> Path:
+    """As torchvision's file of that network has them, but with random values."""
+    generator = torch.Generator().manual_seed(0)
+    alex = [(0, 3, 64, 11), (3, 64, 192, 5), (6, 192, 384, 3), (8, 384, 256, 3), (10, 256, 256, 3)]
+    widths = [3, 64, 64, 128, 128, 256, 256, 256, 512, 512, 512, 512, 512, 512]
+    places = (0, 2, 5, 7, 10, 12, 14, 17, 19, 21, 24, 26, 28)
+    vgg = [(k, *pair, 3) for k, pair in zip(places, itertools.pairwise(widths), strict=True)]
+    state = {}
+    for index, source, out, side in alex if backbone == "alex" else vgg:
+        weight = torch.randn(out, source, side, side, generator=generator)
+        state[f"features.{index}.weight"] = weight / (source * side * side / 2) ** 0.5
+        state[f"features.{index}.bias"] = torch.zeros(out)
+    torch.save(state, path)
+    return path
+
+
+@pytest.mark.parametrize("backbone", ["alex", "vgg"])
+def test_lpips_from_the_users_weights(tmp_path: Path, backbone: Any) -> None:
+    distance = Lpips(backbone, random_weights(tmp_path / "weights.pth", backbone))
+    image = torch.rand(1, 3, 64, 64, generator=torch.Generator().manual_seed(1))
+    near, far = image + 0.02, 1 - image
+    assert [tap.shape[1] for tap in distance.features(image)] == (
+        [64, 192, 384, 256, 256] if backbone == "alex" else [64, 128, 256, 512, 512]
+    )
+    assert float(distance(image, image)) == 0
+    assert 0 < float(distance(near, image)) < float(distance(far, image))
+    near.requires_grad_()
+    distance(near, image).backward()
+    assert near.grad is not None
+    assert near.grad.abs().sum() > 0
+
+
+def test_lpips_weights_that_are_not_what_their_name_says(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("GHA_ASSETS", str(tmp_path))
+    (tmp_path / FILES["vgg"]).write_bytes(b"something else")
+    with pytest.raises(AssetError, match="does not begin with 397923af"):
+        find_weights("vgg")
+
+
+# Comparison --------------------------------------------------------------------------------------
+
+
+def test_the_interval_covers_the_mean_as_often_as_it_says() -> None:
+    """Views of a moment are nearly the same, so that only moments count."""
+    random = np.random.default_rng(5)
+    hits = 0
+    for draw in range(60):
+        moments = random.normal(30, 1, 25)
+        values = {
+            ("FREE", t, f"cam{c}"): float(moments[t] + random.normal(0, 0.05))
+            for t in range(25)
+            for c in range(6)
+        }
+        found = interval(values, seed=draw)
+        hits += found.low <= 30 <= found.high
+    assert 51 <= hits <= 60
+    assert np.isnan(interval({("FREE", 0, "cam0"): 1.0}).low)
+
+
+def contender(folder: Path, label: str, gain: float, photos: str = "same") -> Contender:
+    root = folder / label
+    for stage in ("evaluation", "avatar"):
+        (root / stage).mkdir(parents=True)
+    random = np.random.default_rng(2)
+    rows = [
+        {
+            "subject": label, "sequence": "FREE", "timestep": t, "camera": "left",
+            "task": "novel_view", "region": "head", "metric": "psnr",
+            "value": float(random.normal(30, 3)) + gain + 0.05 * (-1) ** t,
+        }
+        for t in range(20)
+    ]  # fmt: skip
+    write_table(root / "evaluation" / "frames.parquet", schemas.SCORES, rows)
+    write_json(root / "avatar" / "avatar.json", {"lineage": {"ingest/frames.parquet": photos}})
+    write_json(root / "evaluation" / "protocol.json", {"resolution": f"{label}px"})
+    return Contender(label, root)
+
+
+def test_pairing_finds_a_gain_far_smaller_than_the_spread(tmp_path: Path) -> None:
+    first, better = contender(tmp_path, "a", 0.0), contender(tmp_path, "b", 0.2)
+    other = contender(tmp_path, "c", 5.0, photos="others")
+    (row,) = compare([first, better, other])
+    assert row.name == ("novel_view", "head", "psnr")
+    spread, gain = row.values[0], row.differences[1]
+    assert isinstance(spread, Interval)
+    assert isinstance(gain, Interval)
+    assert spread.high - spread.low > 1
+    assert gain.mean == pytest.approx(0.2)
+    assert gain.excludes_zero
+    assert row.differences[2] is None, "of other photos: nothing to pair"
+    said = disagreements([first, better, other])
+    assert any("resolution" in sentence and "bpx" in sentence for sentence in said)
+    assert any("other photos" in sentence for sentence in said)
 
 
 def test_the_report_is_one_file_that_needs_no_network() -> None:
@@ -172,18 +362,23 @@ def test_the_report_is_one_file_that_needs_no_network() -> None:
             subject="<demo>",
             scores={"novel_view": {"head": {"psnr": entry, "ssim": {**entry, "mean": 0.95}}}},
             headline="novel_view",
-            protocol={"background": "white"},
+            facts={"size": "3 MB"},
+            protocol={"background": "white", "resolution": "32x32", "regions": {"head": "hull"}},
             missing={"csim": "no model"},
+            warnings=["Look here."],
             video=b"mp4",
-            strips=[("worst", error_map(image, image))],
+            strips=[Strip("worst", "a frame", error_map(image, image))],
             plots=[("loss", line_plot({"l1": ([1, 2], [3, 4])}, "step", "loss"))],
-            stages={"ingest": (b"jpeg", {"frames": 3})},
-            lineage={"licences": ["CC0"]},
+            stages={"ingest": (b"jpeg", {"frames": 3}, 2.0)},
+            lineage={"licences": {"face": "CC0"}, "lineage": {"a": "1"}, "config": {"width": 3}},
+            code="0.1",
+            parameters={"avatar": {"steps": 7}},
         )
     )
     assert "30.00 dB" in page
     assert "&lt;demo&gt;" in page
     assert "not available: no model" in page
+    assert "of the mean squared error over the region" in page, "the protocol, next to the score"
     sources = re.findall(r'(?:src|href)="([^"]*)"', page)
     assert len([source for source in sources if source.startswith("data:")]) == 3
-    assert all(source.startswith(("data:", "#")) for source in sources)
+    assert not [source for source in sources if not source.startswith(("data:", "#"))]

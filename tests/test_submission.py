@@ -1,4 +1,4 @@
-"""Submissions to the NeRSemble benchmark, from generated benchmark trees: names, frames, encoding."""
+"""Submissions to the NeRSemble benchmark, from generated trees: names, frames, encoding."""
 
 from __future__ import annotations
 
@@ -31,9 +31,7 @@ class Painter:
         self.cameras: list[Camera] = []
         self.poses: list[HeadPose] = []
 
-    def render(
-        self, camera: Camera, pose: HeadPose, expression: np.ndarray
-    ) -> tuple[Image, Image]:
+    def render(self, camera: Camera, pose: HeadPose, expression: np.ndarray) -> tuple[Image, Image]:
         self.cameras.append(camera)
         self.poses.append(pose)
         image = numbered(round(10 * float(expression[0])), camera.width, camera.height)

@@ -60,8 +60,8 @@ def read_milestones(folder: Path, avatar: Avatar) -> Iterator[tuple[int, Avatar]
         return
     states: dict[int, dict[str, Tensor]] = {}
     for key, tensor in load_file(path).items():
-        step, _, name = key.partition("/")
-        states.setdefault(int(step), {})[name] = tensor
+        number, _, name = key.partition("/")
+        states.setdefault(int(number), {})[name] = tensor
     for step in sorted(states):
         head, super_resolution = deepcopy(avatar.head), deepcopy(avatar.super_resolution)
         for name, tensor in _state({"head": head, "super_resolution": super_resolution}):

@@ -187,8 +187,8 @@ class _Artist:
     """Draws what one contender makes of its own tracked motion."""
 
     def __init__(self, artifacts: Path) -> None:
-        folders = (artifacts / stage for stage in ("ingest", "matting", "tracking"))
-        self.dataset = Dataset(*folders, Splits())
+        ingest, matting, tracking = (artifacts / s for s in ("ingest", "matting", "tracking"))
+        self.dataset = Dataset(ingest, matting, tracking, Splits())
         self.avatar = Avatar.load(artifacts / "avatar")
         self.views = {view.key: view for view in self.dataset.views}
 
@@ -209,9 +209,7 @@ def _chosen(group: Sequence[Contender], task: str) -> dict[str, Key]:
     return chosen
 
 
-def _moment(
-    what: str, key: Key, task: str, artists: Sequence[tuple[Contender, _Artist]]
-) -> Moment:
+def _moment(what: str, key: Key, task: str, artists: Sequence[tuple[Contender, _Artist]]) -> Moment:
     _, first = artists[0]
     photo = first.dataset.over_white(first.views[key])
     drawn = []

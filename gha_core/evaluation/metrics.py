@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import cv2
 import numpy as np
 from numpy.typing import NDArray
@@ -35,9 +37,9 @@ def psnr(error: Map, mask: Mask) -> float:
 def ssim_map(truth: Image, image: Image) -> Map:
     """[H, W] structural similarity (Wang et al. 2004): 11x11 Gaussian window, sigma 1.5, mean of
     RGB; borders are mirrored."""
-    x, y = truth.astype(np.float32) / 255, image.astype(np.float32) / 255
+    x, y = (each.astype(np.float32) / np.float32(255) for each in (truth, image))
 
-    def local(values: Map) -> Map:
+    def local(values: NDArray[Any]) -> Map:
         blurred = cv2.GaussianBlur(values, _WINDOW, _SIGMA, borderType=cv2.BORDER_REFLECT_101)
         return blurred.astype(np.float32)
 

@@ -137,7 +137,8 @@ def _jod() -> tuple[VideoMetric, dict[str, str]]:
         import pycvvdp
     except Exception as error:  # also of torchvision, which it imports
         raise Unavailable(
-            f"ColorVideoVDP cannot be imported ({_first_line(error)}); to have it: pip install cvvdp"
+            f"ColorVideoVDP cannot be imported ({_first_line(error)}); to have it: pip install "
+            "cvvdp"
         ) from None
     meter = pycvvdp.cvvdp(display_name="standard_4k")
 

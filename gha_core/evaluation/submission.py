@@ -219,9 +219,7 @@ def _cameras(task: Benchmark, root: Path) -> list[Camera]:
     return [known[serial].resized(task.width, task.height) for serial in task.cameras]
 
 
-def _motions(
-    entrant: Entrant, capture: Capture, sequence: str, notes: list[str]
-) -> list[Motion]:
+def _motions(entrant: Entrant, capture: Capture, sequence: str, notes: list[str]) -> list[Motion]:
     """The head in every frame of a sequence, from 0: as we tracked it; else as the benchmark did,
     in our terms."""
     every = read_motion(entrant.tracking)
@@ -294,7 +292,10 @@ def _translated(
     faces = [given[motion.sequence, motion.timestep] for motion in ours]
     faces += [given[sequence, timestep] for timestep in wanted]
     count, known = len(ours), np.arange(len(faces)) < len(ours)
-    own_rotation, own_translation = np.tile(np.eye(3), (len(faces), 1, 1)), np.zeros((len(faces), 3))
+    own_rotation, own_translation = (
+        np.tile(np.eye(3), (len(faces), 1, 1)),
+        np.zeros((len(faces), 3)),
+    )
     own_rotation[:count] = [motion.pose.matrix for motion in ours]
     own_translation[:count] = [motion.pose.translation for motion in ours]
     adopted = adopt(
@@ -309,7 +310,9 @@ def _translated(
         known,
     )
     names = sorted(set.intersection(*(set(face.coefficients) for face in faces)))
-    read = np.array([np.concatenate([f.coefficients[n] for n in names] or [[]]) for f in faces])
+    if not names:
+        raise ArtifactError(f"{where}: the benchmark's tracking has poses but no expressions.")
+    read = np.stack([np.concatenate([face.coefficients[n] for n in names]) for face in faces])
     answers = _regress(read[known], np.stack([m.expression for m in ours]).astype(float), read)
     scale = float(np.median([motion.pose.scale for motion in ours]))
     return [

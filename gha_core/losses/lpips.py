@@ -70,7 +70,9 @@ class Lpips(nn.Module):
             for place in range(5):
                 self._keep(f"learned{place}", learned[f"lin{place}.model.1.weight"])
         except KeyError as error:
-            raise AssetError(f"{path} has no tensor {error}; it is not {FILES[backbone]}.") from None
+            raise AssetError(
+                f"{path} has no tensor {error}; it is not {FILES[backbone]}."
+            ) from None
         self._keep("shift", torch.tensor(_SHIFT)[:, None, None])
         self._keep("scale", torch.tensor(_SCALE)[:, None, None])
 
