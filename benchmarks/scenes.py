@@ -46,14 +46,16 @@ def shell(count: int, channels: int, views: int, size: int) -> Shell:
     )
 
 
-def avatar_head(count: int, channels: int = 32, width: int = 64) -> GaussianHead:
+def avatar_head(
+    count: int, channels: int = 32, width: int = 64, features: int = 32
+) -> GaussianHead:
     """A head with the shares that the face model gives: expressions reach 60 % of the Gaussians,
     and 40 % nothing else. Its networks answer with small numbers, as after some training."""
     torch.manual_seed(0)
     near, face = int(0.6 * count), int(0.4 * count)
-    config = HeadConfig(count, near, face, EXPRESSIONS, channels, 32, width)
+    config = HeadConfig(count, near, face, EXPRESSIONS, channels, features, width)
     head = GaussianHead(config)
-    ball = shell(count, 32, 1, 1)
+    ball = shell(count, features, 1, 1)
     between = torch.linspace(1, 0, near - face + 2)[1:-1]
     head.start_from(
         Neutral(

@@ -37,10 +37,10 @@ QUICK = [(4_000, 128, 96, 6)]
 class Noise:
     """Stands in for TrainingViews, and notes when each step begins."""
 
-    def __init__(self, size: int, frames: int = 4) -> None:
+    def __init__(self, size: int, frames: int = 4, views: int = VIEWS) -> None:
         self.width = self.height = size
         self.frames = [moment(index) for index in range(frames)]
-        self._pictures = [pictures(index, VIEWS, size) for index in range(frames)]
+        self._pictures = [pictures(index, views, size) for index in range(frames)]
         self.began: list[float] = []
 
     def at_step(self, step: int, views: int) -> list[tuple[Frame, list[Batch]]]:
@@ -70,7 +70,9 @@ def step_times(gaussians: int, size: int, crop: int, steps: int) -> list[float]:
     """Seconds per step, each the mean of two that follow one another."""
     head, drawing = avatar_head(gaussians, CHANNELS), SuperResolution(CHANNELS, WIDTH)
     views = Noise(size)
-    config = TrainingConfig(steps + WARM_UP + 2, VIEWS, Rates(), Weights(), 0.04, crop, True, 1e9)
+    config = TrainingConfig(
+        steps + WARM_UP + 2, VIEWS, Rates(), Weights(), 0.04, crop, True, 0, 0.05, 1e9
+    )
     with tempfile.TemporaryDirectory() as work:
         train(head, drawing, views, PerceptualDistance(), config, Path(work), "")  # type: ignore[arg-type]
     began = views.began[WARM_UP:]

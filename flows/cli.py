@@ -135,6 +135,17 @@ def add(
 
 
 @app.command()
+def preset(name: Annotated[str, typer.Argument(help="cpu, gpu or paper.")]) -> None:
+    """Put a preset's values into params.yaml; what it does not name stays as it is."""
+    from flows import project
+    from tasks import presets
+
+    project.enter()
+    presets.use(Path(), name)
+    console.print(f"params.yaml now has the values of presets/{name}.yaml.", highlight=False)
+
+
+@app.command()
 def run(
     names: Names = None,
     all: Annotated[

@@ -131,6 +131,19 @@ def resolve(root: Path, stage: str, subject: str) -> Resolved:
     )
 
 
+def sections(file: Values) -> dict[str, BaseModel]:
+    """Every section of the values of a ``params.yaml``, as it is for subjects without overrides.
+
+    Raises:
+        ParameterError: an unknown section or key, or a value of the wrong type or range.
+    """
+    _refuse_unknown(file, ["seed", *SECTIONS], PARAMS_FILE)
+    types: dict[str, type[BaseModel]] = {"splits": Splits}
+    types |= {stage: params_type(stage) for stage in STAGES}
+    none: dict[str, Values] = {section: {} for section in SECTIONS}
+    return {name: _section(model, name, file, "", none) for name, model in types.items()}
+
+
 def params_type(stage: str) -> type[StageParams]:
     """``tasks.<stage>.Params``."""
     return importlib.import_module(f"tasks.{stage}").Params

@@ -8,8 +8,7 @@ import textwrap
 
 from pydantic import BaseModel
 
-from gha_core.splits import Splits
-from tasks.parameters import STAGES, params_type
+from tasks.parameters import Values, sections
 
 _WIDTH = 100
 _COLUMN = 34
@@ -18,16 +17,22 @@ HEAD = """\
 # The parameters of all stages. subjects.yaml can override each of them for one person. A change
 # runs again what it concerns and nothing else. Written by: python -m tasks.reference > params.yaml
 
-seed: 0  # of every random choice
+seed: {seed}  # of every random choice
 """
 
 
-def reference() -> str:
-    """The text of params.yaml with every parameter at its default."""
-    models: dict[str, type[BaseModel]] = {"splits": Splits}
-    models |= {stage: params_type(stage) for stage in STAGES}
-    sections = [f"\n{name}:\n" + "".join(_lines(model(), "  ")) for name, model in models.items()]
-    return HEAD + "".join(sections)
+def reference(values: Values | None = None) -> str:
+    """The text of params.yaml; what ``values`` does not name is at its default.
+
+    Raises:
+        ParameterError: an unknown section or key, or a value of the wrong type or range.
+    """
+    values = values or {}
+    parts = [
+        f"\n{name}:\n" + "".join(_lines(section, "  "))
+        for name, section in sections(values).items()
+    ]
+    return HEAD.format(seed=values.get("seed", 0)) + "".join(parts)
 
 
 def _lines(values: BaseModel, indent: str) -> list[str]:

@@ -653,7 +653,7 @@ def test_a_checkpoint_of_other_parameters_or_a_damaged_one_is_not_continued(
 ) -> None:
     work, out = tmp_path / "work", tmp_path / "out"
     out.mkdir()
-    short = TINY.model_copy(update={"steps": 25})
+    short = TINY.model_copy(update={"steps": 25, "relocations": 0})
     assert _steps_run(subject, work, short, out) == 25
     assert _steps_run(subject, work, short, out) == 0
     other = short.model_copy(update={"final_rate": 0.5})
