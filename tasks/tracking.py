@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
@@ -22,7 +22,7 @@ from pydantic import Field
 
 from gha_core.artifacts import schemas
 from gha_core.artifacts.blobs import Blobs
-from gha_core.artifacts.contact_sheet import contact_sheet
+from gha_core.artifacts.contact_sheet import ViewKey, views_sheet
 from gha_core.artifacts.images import Image, decode_image, encode_jpeg
 from gha_core.artifacts.stage_folder import licences, write_json
 from gha_core.artifacts.tables import read_rows, read_table, write_table
@@ -32,6 +32,8 @@ from gha_core.errors import StageError
 from gha_core.faces import FaceModel, face_model
 from gha_core.fitting import Observations, Settings, Track, rotations, track_head
 from gha_core.fitting.appearance import Photos
+from gha_core.fitting.checks import drifts, squarest_views
+from gha_core.fitting.curves import draw_curves
 from gha_core.fitting.given_poses import GivenPoses
 from gha_core.fitting.initial_pose import usual_scale
 from gha_core.fitting.observations import LandmarkModel
@@ -43,8 +45,11 @@ from gha_core.splits import positions
 from tasks.stage import Inputs, StageParams
 
 _PREVIEW_TIMESTEPS, _PREVIEW_CAMERAS, _PREVIEW_SIDE = 4, 5, 256
+_CURVES_WIDTH = 1000  # px, at least
 _WORST = 5  # views that the summary names; the first two timesteps are in the preview, too
 _LARGE_RESIDUAL = 0.035  # head lengths; a good fit stays well below
+_DRIFTING = 0.01  # head lengths between the halves of a sequence, likewise
+_SIDEWAYS = 38.0  # degrees; detectors say less than it is, and see no more than 60
 
 Frame = tuple[str, int]
 
@@ -327,7 +332,7 @@ def _preview(inputs: Inputs, seen: _Seen, head: _Head, kept: NDArray[np.int64]) 
     shown = sorted({*_even(kept.tolist(), _PREVIEW_TIMESTEPS), *worst})
     chosen = {seen.frames[i]: i for i in shown}
     place = {camera.name: i for i, camera in enumerate(seen.observations.cameras)}
-    rows: dict[str, dict[str, Image]] = {}
+    pictures: dict[ViewKey, Image] = {}
     for row in _images(inputs, set(chosen), set(cameras)):
         index = chosen[row["sequence"], row["timestep"]]
         view = place[row["camera"]]
@@ -339,9 +344,19 @@ def _preview(inputs: Inputs, seen: _Seen, head: _Head, kept: NDArray[np.int64]) 
             head.track.world(head.model, index),
             points if np.isfinite(points).any() else None,
         )
-        label = f"{row['sequence']} {row['timestep']}"
-        rows.setdefault(label, {})[row["camera"]] = picture
-    return contact_sheet(rows, cameras, _PREVIEW_SIDE)
+        pictures[*seen.frames[index], row["camera"]] = picture
+    sheet = views_sheet(pictures, _PREVIEW_SIDE)
+    curves = draw_curves(
+        [seen.frames[index][0] for index in kept],
+        [seen.frames[index][1] for index in kept],
+        head.track.expression[kept],
+        head.model.expression_names,
+        head.track.rotation[kept],
+        max(sheet.shape[1], _CURVES_WIDTH),
+    )
+    room = curves.shape[1] - sheet.shape[1]
+    margin = np.full((sheet.shape[0], room, 3), 255, np.uint8)
+    return np.concatenate([np.concatenate([sheet, margin], axis=1), curves])
 
 
 def _images(inputs: Inputs, frames: set[Frame], cameras: set[str]) -> Iterator[dict[str, Any]]:
@@ -396,7 +411,27 @@ def _summary(
             "unit than metres, and so is all that is tracked."
         )
     if len(seen.observations.cameras) == 1:
-        warnings.append("One camera only: the head's size is that of the mean person.")
+        warnings.append(
+            "One camera only: the head's size, and with it its distance, is that of the mean "
+            "person."
+        )
+    chosen = seen.observations.select(kept)
+    tracked = track.select(kept)
+    angle = float(np.degrees(np.nanmedian(squarest_views(tracked, chosen))))
+    if angle > _SIDEWAYS:
+        warnings.append(
+            f"In half of the timesteps no camera sees the face from less than {angle:.0f} degrees "
+            "aside: its far side is guessed, and pose and shape may be centimetres off without "
+            "any sign of it. Add a camera in front of the face."
+        )
+    drifting = drifts(model, tracked, chosen)
+    for name, found in drifting.items():
+        if found.shape > _DRIFTING:
+            warnings.append(
+                f"In the course of sequence {name} the face changes its shape by "
+                f"{100 * found.shape:.1f} % of its length: two people in turns, or a lens that "
+                "zooms. Make one subject of each part."
+            )
     if given is not None and not given.known.all():
         warnings.append(
             f"{int(np.sum(~given.known))} timesteps are not in the capture's own tracking; their "
@@ -431,6 +466,11 @@ def _summary(
             for t, c in worst_views(residual, _WORST)
         ],
         "jitter": {name: _rounded(value) for name, value in shaking.items()},
+        "degrees_aside": _rounded(angle),
+        "drift": {
+            name: {part: _rounded(value) for part, value in asdict(found).items()}
+            for name, found in drifting.items()
+        },
         "expressions": {
             "unobserved": unobserved(LandmarkModel.of(model), model.expression_names),
             "never_moved": never_moved(track.expression[kept], model.expression_names),
