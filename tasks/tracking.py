@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -24,7 +24,7 @@ from gha_core.artifacts import schemas
 from gha_core.artifacts.blobs import Blobs
 from gha_core.artifacts.contact_sheet import ViewKey, views_sheet
 from gha_core.artifacts.images import Image, decode_image, encode_jpeg
-from gha_core.artifacts.stage_folder import licences, write_json
+from gha_core.artifacts.stage_folder import licences, read_json, write_json
 from gha_core.artifacts.tables import read_rows, read_table, write_table
 from gha_core.artifacts.tensors import save_tensors
 from gha_core.cameras import Camera
@@ -34,6 +34,7 @@ from gha_core.fitting import Observations, Settings, Track, rotations, track_hea
 from gha_core.fitting.appearance import Photos
 from gha_core.fitting.checks import drifts, squarest_views
 from gha_core.fitting.curves import draw_curves
+from gha_core.fitting.focal_length import FocalLength, estimate_focal_length, through
 from gha_core.fitting.given_poses import GivenPoses
 from gha_core.fitting.initial_pose import usual_scale
 from gha_core.fitting.observations import LandmarkModel
@@ -46,6 +47,7 @@ from tasks.stage import Inputs, StageParams
 
 _PREVIEW_TIMESTEPS, _PREVIEW_CAMERAS, _PREVIEW_SIDE = 4, 5, 256
 _CURVES_WIDTH = 1000  # px, at least
+_LENS_TIMESTEPS, _CLEAR = 20, 0.5  # whose faces tell the focal length; their least confidence
 _WORST = 5  # views that the summary names; the first two timesteps are in the preview, too
 _LARGE_RESIDUAL = 0.035  # head lengths; a good fit stays well below
 _DRIFTING = 0.01  # head lengths between the halves of a sequence, likewise
@@ -127,6 +129,10 @@ def run(inputs: Inputs, params: Params, out: Path) -> None:
             "tracking.poses is 'given', but the capture came with no tracking of these timesteps. "
             "Set it to auto."
         )
+    lens = None
+    if _lens_is_assumed(inputs["ingest"]) and given is None:
+        lens, seen = _with_likely_lens(model, seen, params)
+        _write_cameras(inputs, seen, out)
     track = track_head(model, seen.observations, params.settings(), photos, given)
     rejects = dict(seen.rejects)
     for index in np.flatnonzero(track.failed):
@@ -154,8 +160,42 @@ def run(inputs: Inputs, params: Params, out: Path) -> None:
     )
     (out / "preview.jpg").write_bytes(encode_jpeg(_preview(inputs, seen, head, kept), 90))
     facts = _summary(seen, model, track, kept, rejects, given)
+    if lens is not None:
+        facts["focal_length"] = {name: _rounded(value) for name, value in asdict(lens).items()}
     about = {"licences": licences(inputs["landmarks"]), **_about(params, model)}
     write_json(out / "summary.json", facts | about)
+
+
+def _lens_is_assumed(ingest: Path) -> bool:
+    """Whether nobody knows the focal length of the only camera."""
+    summary = ingest / "summary.json"
+    return summary.is_file() and read_json(summary).get("focal_length") == "assumed"
+
+
+def _with_likely_lens(
+    model: FaceModel, seen: _Seen, params: Params
+) -> tuple[FocalLength | None, _Seen]:
+    """The focal length that suits the faces best, and what was seen through that lens."""
+    observations = seen.observations
+    clear = observations.is_train & (observations.confidence[:, 0] > _CLEAR)
+    if not clear.any():
+        return None, seen
+    some = np.array(_even(np.flatnonzero(clear).tolist(), _LENS_TIMESTEPS))
+    lens = estimate_focal_length(model, observations.select(some), params.settings())
+    return lens, replace(seen, observations=through(observations, lens.pixels))
+
+
+def _write_cameras(inputs: Inputs, seen: _Seen, out: Path) -> None:
+    """The table of cameras with the focal length that was found."""
+    (camera,) = seen.observations.cameras
+    rows = list(read_rows(inputs["ingest"] / "cameras.parquet", schemas.CAMERAS))
+    factor = camera.K[0, 0] / rows[0]["K"][0]
+    for row in rows:
+        for name in ("K", "source_K"):
+            if row[name] is not None:
+                K = np.reshape(row[name], (3, 3)) * [[factor, 1, 1], [1, factor, 1], [1, 1, 1]]
+                row[name] = K.ravel()
+    write_table(out / "cameras.parquet", schemas.CAMERAS, rows)
 
 
 @dataclass(frozen=True)

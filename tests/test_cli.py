@@ -131,7 +131,7 @@ def test_a_capture_that_cannot_be_read_is_not_registered(project: Path) -> None:
 
 def test_an_inbox_opens_what_it_registers(project: Path) -> None:
     (project / "footage/bad.mp4").write_text("not found")
-    with pytest.raises(CaptureError, match="bad.mp4 cannot be read"):
+    with pytest.raises(CaptureError, match=r"bad\.mp4 cannot be read"):
         register(Arrival("bad", project / "footage/bad.mp4"))
     register(Arrival("ann", project / "footage/ann.mp4"))
     assert list(read_subjects(project)) == ["ann"]

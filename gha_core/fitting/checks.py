@@ -1,4 +1,4 @@
-"""Whether a fit can be believed where its residuals cannot tell: one camera, one side, long clips."""
+"""Whether a fit can be believed where residuals cannot tell: one side only, or long clips."""
 
 from __future__ import annotations
 

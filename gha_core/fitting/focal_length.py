@@ -60,7 +60,7 @@ def estimate_focal_length(
     for way in (range(centre, len(STEPS)), range(centre - 1, -1, -1)):
         state, before = middle, 0.0
         for index in way:
-            seen = _with_focal_length(observations, usual * float(np.exp(STEPS[index])))
+            seen = through(observations, usual * float(np.exp(STEPS[index])))
             state = _farther(state, seen, float(np.exp(STEPS[index] - before)))
             state = fitter.together(state, seen, False, _NEXT)
             before = STEPS[index]
@@ -84,7 +84,8 @@ def _weighed(usual: float, energies: NDArray[np.float64]) -> FocalLength:
     return FocalLength(usual * float(np.exp(mean)), deviation, usual)
 
 
-def _with_focal_length(observations: Observations, pixels: float) -> Observations:
+def through(observations: Observations, pixels: float) -> Observations:
+    """The same points, seen by the only camera through another focal length."""
     camera = observations.cameras[0]
     K = camera.K.copy()
     K[0, 0], K[1, 1] = pixels, pixels * K[1, 1] / K[0, 0]
