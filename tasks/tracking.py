@@ -38,6 +38,7 @@ from gha_core.fitting.focal_length import FocalLength, estimate_focal_length, th
 from gha_core.fitting.given_poses import GivenPoses
 from gha_core.fitting.initial_pose import usual_scale
 from gha_core.fitting.observations import LandmarkModel
+from gha_core.fitting.one_person import others
 from gha_core.fitting.overlay import draw_overlay
 from gha_core.fitting.report import jitter, never_moved, unobserved, worst_views
 from gha_core.fitting.tracked_points import tracked_points
@@ -228,10 +229,19 @@ def _read(inputs: Inputs, params: Params) -> _Seen:
             pixels = np.asarray(row["points"], float).reshape(-1, 2)
             points[at] = _undistorted(pixels, cameras[at[1]])
             confidence[at] = row["confidence"]
+    elsewhere = np.zeros(len(frames), bool)
+    if len(cameras) == 1:  # several see by themselves that one of them shows somebody else
+        names = np.array([name for name, _ in frames])
+        for name in np.unique(names):
+            own = np.flatnonzero(names == name)
+            elsewhere[own] = others(points[own, 0], [frames[index][1] for index in own])
+        points[elsewhere], confidence[elsewhere] = np.nan, 0
     views = (confidence > 0).sum(1)
     enough = views >= min(params.min_views, len(cameras))
     rejects = {
-        frames[index]: f"{views[index]} of {len(cameras)} training cameras show a usable face, "
+        frames[index]: "the only face found is not where the subject's was: another person's"
+        if elsewhere[index]
+        else f"{views[index]} of {len(cameras)} training cameras show a usable face, "
         f"fewer than {params.min_views}"
         for index in np.flatnonzero(~enough)
     }
