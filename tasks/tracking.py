@@ -51,7 +51,7 @@ _CURVES_WIDTH = 1000  # px, at least
 _LENS_TIMESTEPS, _CLEAR = 20, 0.5  # whose faces tell the focal length; their least confidence
 _WORST = 5  # views that the summary names; the first two timesteps are in the preview, too
 _LARGE_RESIDUAL = 0.035  # head lengths; a good fit stays well below
-_DRIFTING = 0.01  # head lengths between the halves of a sequence, likewise
+DRIFTING = 0.01  # head lengths between the halves of a sequence, likewise
 _SIDEWAYS = 38.0  # degrees; detectors say less than it is, and see no more than 60
 
 Frame = tuple[str, int]
@@ -476,7 +476,7 @@ def _summary(
         )
     drifting = drifts(model, tracked, chosen)
     for name, found in drifting.items():
-        if found.shape > _DRIFTING:
+        if found.shape > DRIFTING:
             warnings.append(
                 f"In the course of sequence {name} the face changes its shape by "
                 f"{100 * found.shape:.1f} % of its length: two people in turns, or a lens that "
@@ -491,7 +491,13 @@ def _summary(
     verdict = (
         f"{len(kept)} of {seen.total} timesteps are tracked, and landmarks and head agree to "
         f"{100 * np.median(relative):.1f} % of its length"
-        + (f"; but see the {len(warnings)} warnings." if warnings else ": fit to train on.")
+        + (
+            ", which says little, for the face is seen from the side only: not fit to train on."
+            if angle > _SIDEWAYS
+            else f"; but see the {len(warnings)} warnings."
+            if warnings
+            else ": fit to train on."
+        )
     )
     return {
         "timesteps": seen.total,

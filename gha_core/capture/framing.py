@@ -113,9 +113,7 @@ def frame_face(images: Sequence[Image], size: int, what: str) -> Crop:
     return square_around(centre, side, width, height, size)
 
 
-def _one_person(
-    faces: Sequence[Sequence[FaceBox]], width: int, height: int
-) -> NDArray[np.float64]:
+def _one_person(faces: Sequence[Sequence[FaceBox]], width: int, height: int) -> NDArray[np.float64]:
     """[N, 4] boxes of the same person in those of the pictures that show one: in each the face that
     is nearest to the one before, from the picture with the clearest main face to both ends."""
     mains = [main_face(list(each), width, height) for each in faces]

@@ -23,7 +23,8 @@ from gha_core.fitting.tracker import RIDGE, WORN, Fitter, Settings, first_state
 
 SPREAD = 0.35  # standard deviation of the logarithm of focal lengths about the usual one
 STEPS = np.linspace(-0.8, 0.8, 5)  # logarithms of those that are tried over the usual one
-VIEWS = 12.0  # the detector's habits are the same in all frames, which count as so many
+VIEWS = 6.0  # the detector's habits are the same in all frames, which count as so many
+HABITS = 0.1  # what the detector's habits with this face may add to the deviation
 _FIRST, _NEXT = 12, 8  # steps of the fits, each of which starts at its neighbour's
 
 
@@ -80,7 +81,7 @@ def _weighed(usual: float, energies: NDArray[np.float64]) -> FocalLength:
     share = np.exp(exponent - exponent.max())
     share /= share.sum()
     mean = float(share @ grid)
-    deviation = float(np.sqrt(share @ (grid - mean) ** 2))
+    deviation = float(np.hypot(np.sqrt(share @ (grid - mean) ** 2), HABITS))
     return FocalLength(usual * float(np.exp(mean)), deviation, usual)
 
 

@@ -17,7 +17,7 @@ from gha_core.fitting.residuals import Conditions, State, residuals
 
 Floats = NDArray[np.float64]
 
-DOUBT = 4.0  # habits are drawn to none as by so many timesteps in which there is none
+DOUBT = 2.0  # habits are drawn to none as by so many timesteps in which there is none
 
 
 def with_habits(
