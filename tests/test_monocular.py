@@ -48,7 +48,7 @@ def camera(distance: float, degrees: float = 0.0) -> Camera:
 
 @pytest.mark.parametrize("wrong", [0.6, 1.6])
 def test_the_focal_length_is_found_from_perspective(model: FaceModel, wrong: float) -> None:
-    seen = Actor(model, 8).seen((camera(0.5),))
+    seen = Actor(model, 12).seen((camera(0.4),))
     true = seen.cameras[0].K[0, 0]
     found = estimate_focal_length(model, through(seen, wrong * true))
     assert found.usual == pytest.approx(wrong * true)
@@ -166,7 +166,7 @@ def test_faces_elsewhere_are_others(start: int, length: int, gap: int, speed: fl
 
 
 def test_a_likelier_lens_is_used_from_then_on(model: FaceModel, tmp_path: Path) -> None:
-    seen = Actor(model, 8).seen((camera(0.5),))
+    seen = Actor(model, 12).seen((camera(0.4),))
     true = seen.cameras[0].K[0, 0]
     inputs = write_inputs(tmp_path / "lens", through(seen, 1.6 * true))
     write_json(tmp_path / "lens/ingest/summary.json", {"focal_length": "assumed"})
@@ -195,9 +195,8 @@ def test_the_squarest_view_counts(model: FaceModel) -> None:
 def test_curves_show_a_blink_and_leave_gaps_empty() -> None:
     names = ("eyeBlinkLeft", "jawOpen")
     steps = np.concatenate([np.arange(20), np.arange(60, 80)])
-    still = np.zeros((40, 2))
-    blink = still.copy()
-    blink[10, 0] = 1
+    early, late = np.zeros((2, 40, 2))
+    early[8, 0] = late[12, 0] = 1
     rotation = np.tile([0.0, 0.1, 0.0], (40, 1))
 
     def drawn(expression: Floats) -> Floats:
@@ -205,9 +204,9 @@ def test_curves_show_a_blink_and_leave_gaps_empty() -> None:
         assert picture.shape[1] == 800
         return picture.astype(float)
 
-    changed = np.abs(drawn(blink) - drawn(still)).sum(-1) > 100
+    changed = np.abs(drawn(early) - drawn(late)).sum(-1) > 100
     rows, columns = np.nonzero(changed)
     assert rows.size
     assert rows.max() < changed.shape[0] / 5, "only the curve of the eyes"
     assert np.ptp(columns) < 800 / 10
-    assert not np.abs(drawn(blink) - drawn(blink)).any()
+    assert not np.abs(drawn(late) - drawn(late)).any()

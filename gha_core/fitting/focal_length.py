@@ -23,7 +23,7 @@ from gha_core.fitting.tracker import RIDGE, WORN, Fitter, Settings, first_state
 
 SPREAD = 0.35  # standard deviation of the logarithm of focal lengths about the usual one
 STEPS = np.linspace(-0.8, 0.8, 5)  # logarithms of those that are tried over the usual one
-VIEWS = 6.0  # the detector's habits are the same in all frames, which count as so many
+VIEWS = 12.0  # the detector's habits are the same in all frames, which count as so many
 HABITS = 0.1  # what the detector's habits with this face may add to the deviation
 _FIRST, _NEXT = 12, 8  # steps of the fits, each of which starts at its neighbour's
 
