@@ -36,7 +36,7 @@ from gha_core.processors import cores
 
 # Videos side by side, width, height, frames each.
 QUICK = [(1, 550, 802, 120), (4, 550, 802, 60)]
-FULL = [(1, 1920, 1080, 300), (4, 1100, 1604, 150), (16, 550, 802, 300)]
+FULL = [(1, 1920, 1080, 300), (4, 1100, 1604, 150), (16, 550, 802, 150)]
 LENGTHS_QUICK, LENGTHS = (100, 1000), (100, 1000, 10_000)
 
 

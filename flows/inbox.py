@@ -14,7 +14,7 @@ from flows import dvc_bridge, project, server
 from flows.machines import Runner
 from flows.stage_process import KILLED, read_record
 from flows.subject import Result, make_subjects
-from gha_core.capture import detect_format
+from gha_core.capture import detect_format, open_capture
 from gha_core.errors import GhaError
 from tasks.parameters import STAGES, Subject, read_subjects
 
@@ -48,8 +48,7 @@ def watch_flow(
     refused = []
     for arrival in arrivals(folder, read_subjects(Path()).values(), 60 * quiet_minutes):
         try:
-            format = detect_format(arrival.capture.resolve())
-            project.add_subject(arrival.name, arrival.capture, format, {})
+            register(arrival)
         except GhaError as error:
             refused.append(f"{arrival.capture}: {error}")
     ours = [subject.name for subject in project.tidy().values() if _is_in(subject, folder)]
@@ -70,6 +69,19 @@ def arrivals(inbox: Path, known: Collection[Subject], quiet: float) -> Iterator[
             name = _free_name(path.stem if path.is_file() else path.name, taken)
             taken.add(name)
             yield Arrival(name, path)
+
+
+def register(arrival: Arrival) -> None:
+    """Make a subject of it. All of its files are opened and checked before, as by ``gha add``.
+
+    Raises:
+        CaptureError: the capture cannot be used.
+        ParameterError: the name cannot be used or is taken.
+    """
+    path = arrival.capture.resolve()
+    format = detect_format(path)
+    open_capture(path, format)
+    project.add_subject(arrival.name, arrival.capture, format, {})
 
 
 def unfinished(subjects: Collection[str]) -> list[str]:

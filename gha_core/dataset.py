@@ -73,6 +73,7 @@ class Dataset:
     Args:
         ingest: folder of the ingest artifact.
         matting, tracking: folders of those artifacts; with None, ``alpha`` or the poses are absent.
+            Where tracking found the focal length of cameras, those are used.
         splits: the hold-out rules; a place in a sequence counts all ingested timesteps.
 
     Raises:
@@ -83,7 +84,9 @@ class Dataset:
         self, ingest: Path, matting: Path | None, tracking: Path | None, splits: Splits
     ) -> None:
         self.subject = ""
-        rows = read_rows(ingest / "cameras.parquet", schemas.CAMERAS)
+        corrected = tracking is not None and (tracking / "cameras.parquet").exists()
+        folder = tracking if corrected and tracking else ingest
+        rows = read_rows(folder / "cameras.parquet", schemas.CAMERAS)
         self.cameras = {row["camera"]: Camera.from_row(row) for row in rows}
         columns = [name for name in schemas.FRAMES.names if name != "image"]
         frames = read_table(ingest / "frames.parquet", schemas.FRAMES, columns).to_pylist()

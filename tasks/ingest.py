@@ -68,7 +68,7 @@ class Params(StageParams):
         True, description="apply the capture's colour calibration where it has one"
     )
     focal_length: float | None = Field(
-        None, description="px of the source, for captures without calibration; null: assumed"
+        None, description="px of the source, for captures without calibration; null: unknown"
     )
     jpeg_quality: int = Field(95, ge=50, le=100, description="of the stored frames")
     max_rejected: float = Field(
@@ -127,11 +127,13 @@ def run(inputs: Inputs, params: Params, out: Path) -> None:
     write_table(out / "rejects.parquet", schemas.REJECTS, tally.rejects)
     tally.check(params.max_rejected, inputs.capture)
 
+    known = capture.calibrated or params.focal_length is not None
     (out / "preview.jpg").write_bytes(encode_jpeg(views_sheet(tally.preview), 90))
     write_json(
         out / "summary.json",
         {
             "format": capture.format,
+            "focal_length": "given" if known else "assumed",  # tracking looks for a likelier one
             "sequences": {
                 sequence.name: {
                     "timesteps": len(wanted[sequence.name]),

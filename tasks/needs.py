@@ -11,7 +11,8 @@ class Needs:
 
     Attributes:
         cores: the most that it keeps busy; it is given no more.
-        memory: GiB at its peak: that of the demo, doubled and rounded up.
+        memory: GiB at its peak: that of the demo, doubled and rounded up; of ingest that of a rig
+            of 16 cameras at 1100x1604, likewise, for its pictures are not yet cropped.
         gpu: whether it has to have a GPU alone where there is one.
     """
 
@@ -21,7 +22,7 @@ class Needs:
 
 
 NEEDS = {
-    "ingest": Needs(),
+    "ingest": Needs(memory=2.0),
     "matting": Needs(),
     "landmarks": Needs(memory=1.0),
     "tracking": Needs(memory=1.5),

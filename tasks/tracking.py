@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -22,9 +22,9 @@ from pydantic import Field
 
 from gha_core.artifacts import schemas
 from gha_core.artifacts.blobs import Blobs
-from gha_core.artifacts.contact_sheet import contact_sheet
+from gha_core.artifacts.contact_sheet import ViewKey, views_sheet
 from gha_core.artifacts.images import Image, decode_image, encode_jpeg
-from gha_core.artifacts.stage_folder import licences, write_json
+from gha_core.artifacts.stage_folder import licences, read_json, write_json
 from gha_core.artifacts.tables import read_rows, read_table, write_table
 from gha_core.artifacts.tensors import save_tensors
 from gha_core.cameras import Camera
@@ -32,9 +32,13 @@ from gha_core.errors import StageError
 from gha_core.faces import FaceModel, face_model
 from gha_core.fitting import Observations, Settings, Track, rotations, track_head
 from gha_core.fitting.appearance import Photos
+from gha_core.fitting.checks import drifts, squarest_views
+from gha_core.fitting.curves import draw_curves
+from gha_core.fitting.focal_length import FocalLength, estimate_focal_length, through
 from gha_core.fitting.given_poses import GivenPoses
 from gha_core.fitting.initial_pose import usual_scale
 from gha_core.fitting.observations import LandmarkModel
+from gha_core.fitting.one_person import others
 from gha_core.fitting.overlay import draw_overlay
 from gha_core.fitting.report import jitter, never_moved, unobserved, worst_views
 from gha_core.fitting.tracked_points import tracked_points
@@ -43,8 +47,12 @@ from gha_core.splits import positions
 from tasks.stage import Inputs, StageParams
 
 _PREVIEW_TIMESTEPS, _PREVIEW_CAMERAS, _PREVIEW_SIDE = 4, 5, 256
+_CURVES_WIDTH = 1000  # px, at least
+_LENS_TIMESTEPS, _CLEAR = 20, 0.5  # whose faces tell the focal length; their least confidence
 _WORST = 5  # views that the summary names; the first two timesteps are in the preview, too
 _LARGE_RESIDUAL = 0.035  # head lengths; a good fit stays well below
+DRIFTING = 0.01  # head lengths between the halves of a sequence, likewise
+_SIDEWAYS = 38.0  # degrees; detectors say less than it is, and see no more than 60
 
 Frame = tuple[str, int]
 
@@ -122,6 +130,10 @@ def run(inputs: Inputs, params: Params, out: Path) -> None:
             "tracking.poses is 'given', but the capture came with no tracking of these timesteps. "
             "Set it to auto."
         )
+    lens = None
+    if _lens_is_assumed(inputs["ingest"]) and given is None:
+        lens, seen = _with_likely_lens(model, seen, params)
+        _write_cameras(inputs, seen, out)
     track = track_head(model, seen.observations, params.settings(), photos, given)
     rejects = dict(seen.rejects)
     for index in np.flatnonzero(track.failed):
@@ -149,8 +161,42 @@ def run(inputs: Inputs, params: Params, out: Path) -> None:
     )
     (out / "preview.jpg").write_bytes(encode_jpeg(_preview(inputs, seen, head, kept), 90))
     facts = _summary(seen, model, track, kept, rejects, given)
+    if lens is not None:
+        facts["focal_length"] = {name: _rounded(value) for name, value in asdict(lens).items()}
     about = {"licences": licences(inputs["landmarks"]), **_about(params, model)}
     write_json(out / "summary.json", facts | about)
+
+
+def _lens_is_assumed(ingest: Path) -> bool:
+    """Whether nobody knows the focal length of the only camera."""
+    summary = ingest / "summary.json"
+    return summary.is_file() and read_json(summary).get("focal_length") == "assumed"
+
+
+def _with_likely_lens(
+    model: FaceModel, seen: _Seen, params: Params
+) -> tuple[FocalLength | None, _Seen]:
+    """The focal length that suits the faces best, and what was seen through that lens."""
+    observations = seen.observations
+    clear = observations.is_train & (observations.confidence[:, 0] > _CLEAR)
+    if not clear.any():
+        return None, seen
+    some = np.array(_even(np.flatnonzero(clear).tolist(), _LENS_TIMESTEPS))
+    lens = estimate_focal_length(model, observations.select(some), params.settings())
+    return lens, replace(seen, observations=through(observations, lens.pixels))
+
+
+def _write_cameras(inputs: Inputs, seen: _Seen, out: Path) -> None:
+    """The table of cameras with the focal length that was found."""
+    (camera,) = seen.observations.cameras
+    rows = list(read_rows(inputs["ingest"] / "cameras.parquet", schemas.CAMERAS))
+    factor = camera.K[0, 0] / rows[0]["K"][0]
+    for row in rows:
+        for name in ("K", "source_K"):
+            if row[name] is not None:
+                K = np.reshape(row[name], (3, 3)) * [[factor, 1, 1], [1, factor, 1], [1, 1, 1]]
+                row[name] = K.ravel()
+    write_table(out / "cameras.parquet", schemas.CAMERAS, rows)
 
 
 @dataclass(frozen=True)
@@ -183,10 +229,19 @@ def _read(inputs: Inputs, params: Params) -> _Seen:
             pixels = np.asarray(row["points"], float).reshape(-1, 2)
             points[at] = _undistorted(pixels, cameras[at[1]])
             confidence[at] = row["confidence"]
+    elsewhere = np.zeros(len(frames), bool)
+    if len(cameras) == 1:  # several see by themselves that one of them shows somebody else
+        names = np.array([name for name, _ in frames])
+        for name in np.unique(names):
+            own = np.flatnonzero(names == name)
+            elsewhere[own] = others(points[own, 0], [frames[index][1] for index in own])
+        points[elsewhere], confidence[elsewhere] = np.nan, 0
     views = (confidence > 0).sum(1)
     enough = views >= min(params.min_views, len(cameras))
     rejects = {
-        frames[index]: f"{views[index]} of {len(cameras)} training cameras show a usable face, "
+        frames[index]: "the only face found is not where the subject's was: another person's"
+        if elsewhere[index]
+        else f"{views[index]} of {len(cameras)} training cameras show a usable face, "
         f"fewer than {params.min_views}"
         for index in np.flatnonzero(~enough)
     }
@@ -327,7 +382,7 @@ def _preview(inputs: Inputs, seen: _Seen, head: _Head, kept: NDArray[np.int64]) 
     shown = sorted({*_even(kept.tolist(), _PREVIEW_TIMESTEPS), *worst})
     chosen = {seen.frames[i]: i for i in shown}
     place = {camera.name: i for i, camera in enumerate(seen.observations.cameras)}
-    rows: dict[str, dict[str, Image]] = {}
+    pictures: dict[ViewKey, Image] = {}
     for row in _images(inputs, set(chosen), set(cameras)):
         index = chosen[row["sequence"], row["timestep"]]
         view = place[row["camera"]]
@@ -339,9 +394,19 @@ def _preview(inputs: Inputs, seen: _Seen, head: _Head, kept: NDArray[np.int64]) 
             head.track.world(head.model, index),
             points if np.isfinite(points).any() else None,
         )
-        label = f"{row['sequence']} {row['timestep']}"
-        rows.setdefault(label, {})[row["camera"]] = picture
-    return contact_sheet(rows, cameras, _PREVIEW_SIDE)
+        pictures[*seen.frames[index], row["camera"]] = picture
+    sheet = views_sheet(pictures, _PREVIEW_SIDE)
+    curves = draw_curves(
+        [seen.frames[index][0] for index in kept],
+        [seen.frames[index][1] for index in kept],
+        head.track.expression[kept],
+        head.model.expression_names,
+        head.track.rotation[kept],
+        max(sheet.shape[1], _CURVES_WIDTH),
+    )
+    room = curves.shape[1] - sheet.shape[1]
+    margin = np.full((sheet.shape[0], room, 3), 255, np.uint8)
+    return np.concatenate([np.concatenate([sheet, margin], axis=1), curves])
 
 
 def _images(inputs: Inputs, frames: set[Frame], cameras: set[str]) -> Iterator[dict[str, Any]]:
@@ -396,7 +461,27 @@ def _summary(
             "unit than metres, and so is all that is tracked."
         )
     if len(seen.observations.cameras) == 1:
-        warnings.append("One camera only: the head's size is that of the mean person.")
+        warnings.append(
+            "One camera only: the head's size, and with it its distance, is that of the mean "
+            "person."
+        )
+    chosen = seen.observations.select(kept)
+    tracked = track.select(kept)
+    angle = float(np.degrees(np.nanmedian(squarest_views(tracked, chosen))))
+    if angle > _SIDEWAYS:
+        warnings.append(
+            f"In half of the timesteps no camera sees the face from less than {angle:.0f} degrees "
+            "aside: its far side is guessed, and pose and shape may be centimetres off without "
+            "any sign of it. Add a camera in front of the face."
+        )
+    drifting = drifts(model, tracked, chosen)
+    for name, found in drifting.items():
+        if found.shape > DRIFTING:
+            warnings.append(
+                f"In the course of sequence {name} the face changes its shape by "
+                f"{100 * found.shape:.1f} % of its length: two people in turns, or a lens that "
+                "zooms. Make one subject of each part."
+            )
     if given is not None and not given.known.all():
         warnings.append(
             f"{int(np.sum(~given.known))} timesteps are not in the capture's own tracking; their "
@@ -406,7 +491,13 @@ def _summary(
     verdict = (
         f"{len(kept)} of {seen.total} timesteps are tracked, and landmarks and head agree to "
         f"{100 * np.median(relative):.1f} % of its length"
-        + (f"; but see the {len(warnings)} warnings." if warnings else ": fit to train on.")
+        + (
+            ", which says little, for the face is seen from the side only: not fit to train on."
+            if angle > _SIDEWAYS
+            else f"; but see the {len(warnings)} warnings."
+            if warnings
+            else ": fit to train on."
+        )
     )
     return {
         "timesteps": seen.total,
@@ -431,6 +522,11 @@ def _summary(
             for t, c in worst_views(residual, _WORST)
         ],
         "jitter": {name: _rounded(value) for name, value in shaking.items()},
+        "degrees_aside": _rounded(angle),
+        "drift": {
+            name: {part: _rounded(value) for part, value in asdict(found).items()}
+            for name, found in drifting.items()
+        },
         "expressions": {
             "unobserved": unobserved(LandmarkModel.of(model), model.expression_names),
             "never_moved": never_moved(track.expression[kept], model.expression_names),

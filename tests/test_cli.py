@@ -18,7 +18,9 @@ from typer.testing import CliRunner, Result
 
 from flows.cli import app
 from flows.doctor import examine
+from flows.inbox import Arrival, register
 from flows.project import tidy
+from gha_core.errors import CaptureError
 from tasks.parameters import STAGES, read_subjects
 
 ROOT = Path(__file__).parents[1]
@@ -125,6 +127,14 @@ def test_a_capture_that_cannot_be_read_is_not_registered(project: Path) -> None:
     done = gha("add", "bad", "footage/bad.mp4")
     assert done.exit_code == 2
     assert not read_subjects(project)
+
+
+def test_an_inbox_opens_what_it_registers(project: Path) -> None:
+    (project / "footage/bad.mp4").write_text("not found")
+    with pytest.raises(CaptureError, match=r"bad\.mp4 cannot be read"):
+        register(Arrival("bad", project / "footage/bad.mp4"))
+    register(Arrival("ann", project / "footage/ann.mp4"))
+    assert list(read_subjects(project)) == ["ann"]
 
 
 @pytest.mark.parametrize(

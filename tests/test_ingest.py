@@ -35,7 +35,7 @@ from gha_core.artifacts.stage_folder import read_json
 from gha_core.artifacts.tables import read_rows, read_table
 from gha_core.cameras import Camera, look_at
 from gha_core.capture.crop import PixelMap, square
-from gha_core.capture.framing import frame_tracked
+from gha_core.capture.framing import frame_face, frame_tracked
 from gha_core.errors import CaptureError, StageError
 from gha_core.faces import head_model
 from gha_core.faces.portrait import Painter, portrait_camera
@@ -206,6 +206,21 @@ def test_one_camera_is_cropped_around_the_face(
     assert (stored <= 256 + 1e-6).all()
     # And the face is not lost in it.
     assert 0.3 < side * transform[0, 0] / 256 < 0.6
+
+
+def test_a_second_person_does_not_widen_the_crop(face: Image) -> None:
+    """Now the one, now the other is the larger face; the crop stays with the same."""
+
+    def photo(left: int, right: int) -> Image:
+        image = np.full((300, 700, 3), face[0, 0], np.uint8)
+        for x, side in ((150, left), (550, right)):
+            start = x - side // 2
+            image[20 : 20 + side, start : start + side] = cv2.resize(face, (side, side))
+        return image
+
+    crop = frame_face([photo(*sides) for sides in ((256, 220), (220, 250), (250, 210))], 256, "us")
+    assert crop.width < 320
+    assert abs(crop.x + crop.width / 2 - 150) < 40
 
 
 def test_a_clip_without_a_face_says_so(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 
 import numpy as np
 from numpy.typing import NDArray
@@ -11,7 +12,7 @@ from gha_core.artifacts.images import Image
 from gha_core.cameras import Camera, convergence
 from gha_core.capture.crop import Crop, square_around
 from gha_core.errors import CaptureError
-from gha_core.landmarks import FaceFinder, main_face
+from gha_core.landmarks import FaceBox, FaceFinder, main_face
 
 # Around a detector's box (brows to chin) of side 1: how far hair, ears and the neck reach.
 _HAIR, _NECK, _SIDE = 0.75, 0.35, 0.5
@@ -102,8 +103,7 @@ def frame_face(images: Sequence[Image], size: int, what: str) -> Crop:
     """
     finder = FaceFinder()
     height, width = images[0].shape[:2]
-    boxes = [main_face(finder.find(image), width, height) for image in images]
-    found = np.array([face.box for face in boxes if face is not None])
+    found = _one_person([finder.find(image) for image in images], width, height)
     if not len(found):
         raise CaptureError(
             f"No face was found in any of {len(images)} frames sampled from {what}. If there is "
@@ -111,6 +111,31 @@ def frame_face(images: Sequence[Image], size: int, what: str) -> Crop:
         )
     centre, side = _head_square(found)
     return square_around(centre, side, width, height, size)
+
+
+def _one_person(faces: Sequence[Sequence[FaceBox]], width: int, height: int) -> NDArray[np.float64]:
+    """[N, 4] boxes of the same person in those of the pictures that show one: in each the face that
+    is nearest to the one before, from the picture with the clearest main face to both ends."""
+    mains = [main_face(list(each), width, height) for each in faces]
+    clearest = max(
+        range(len(faces)), key=lambda n: -1.0 if (main := mains[n]) is None else main.size
+    )
+    start = mains[clearest]
+    if start is None:
+        return np.zeros((0, 4))
+    boxes = [start.box]
+    for order in (faces[clearest + 1 :], faces[clearest::-1][1:]):
+        last = start
+        for found in order:
+            if found:
+                last = min(found, key=partial(_apart, last))
+                boxes.append(last.box)
+    return np.array(boxes)
+
+
+def _apart(a: FaceBox, b: FaceBox) -> float:
+    """How unlike in place and size two faces are."""
+    return float(np.linalg.norm(a.centre - b.centre) / a.size + abs(np.log(a.size / b.size)))
 
 
 def _head_square(boxes: NDArray[np.float64]) -> tuple[NDArray[np.float64], float]:

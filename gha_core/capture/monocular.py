@@ -2,8 +2,9 @@
 
 Without calibration the head pose carries all motion, and the focal length is an assumption: unless
 given, 1.2 x the longer side (a horizontal field of view of 45 degrees in landscape, as of a webcam
-or a phone's main camera after stabilisation). A wrong one is absorbed by the head's distance;
-what remains is a slightly flattened or deepened face.
+or a phone's main camera after stabilisation). Tracking improves it as far as the face's perspective
+tells. A wrong one is absorbed by the head's distance; what remains is a slightly flattened or
+deepened face.
 """
 
 from __future__ import annotations
@@ -69,8 +70,8 @@ class MonocularCapture:
             angle = math.degrees(2 * math.atan(width / 2 / focal_length))
             self.notes.append(
                 f"The focal length is assumed to be {focal_length:g} px "
-                f"({FOCAL_PER_LONGER_SIDE:g} x the longer side, {angle:.0f} degrees across); give "
-                "ingest.focal_length if you know it."
+                f"({FOCAL_PER_LONGER_SIDE:g} x the longer side, {angle:.0f} degrees across), until "
+                "tracking finds a likelier one; give ingest.focal_length if you know it."
             )
         if self._video.rotation:
             turned = self._video.rotation * 90

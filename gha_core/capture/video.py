@@ -67,9 +67,9 @@ def probe(path: Path) -> Video:
             announced, rate = stream.frames, float(stream.average_rate or stream.base_rate or 25)
             time_base = float(stream.time_base or 0)
             shown = _shown_packets(container, stream)
-        with av.open(str(path)) as container:
-            stream = _video_stream(container, path)
-            first = next(container.decode(stream), None)
+            # Opened once only: a container looks at several frames before it says what it holds.
+            container.seek(0)
+            first = _first_frame(container, stream)
     except (FFmpegError, ValueError) as error:
         raise _unreadable(path, error) from None
     if first is None or not shown:
@@ -174,6 +174,23 @@ def _shown_packets(
         for packet in container.demux(stream)
         if packet.size and not packet.is_discard and not packet.is_corrupt
     ]
+
+
+def _first_frame(
+    container: av.container.InputContainer, stream: av.video.stream.VideoStream
+) -> av.VideoFrame | None:
+    """The first frame that can be decoded by itself: one that must wait for others takes as long as
+    these. Else the first that comes."""
+    decoder = stream.codec_context
+    decoder.thread_count = 1
+    for packet in container.demux(stream):
+        frames = packet.decode()
+        if not frames and packet.is_keyframe:
+            frames = decoder.decode(None)
+            decoder.flush_buffers()
+        if frames:
+            return frames[0]
+    return None
 
 
 @cache

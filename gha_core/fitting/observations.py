@@ -10,7 +10,6 @@ from numpy.typing import NDArray
 
 from gha_core.cameras import Camera
 from gha_core.faces import FaceModel
-from gha_core.faces.portrait import vertex_normals
 from gha_core.landmarks import points
 
 Floats = NDArray[np.float64]
@@ -20,6 +19,7 @@ Bools = NDArray[np.bool_]
 EYE_WEIGHT = 4.0
 EYE_POINTS = (*points.RIGHT_EYE, *points.LEFT_EYE, *points.RIGHT_IRIS, *points.LEFT_IRIS)
 LIP_WEIGHT = 2.0
+FOLD = 0.05  # head lengths; wider than lids and lips
 LIP_POINTS = (*points.LIPS_INNER, *points.LIPS_OUTER)
 
 
@@ -76,7 +76,7 @@ class LandmarkModel:
     Attributes:
         points: [L] which of the detector's points they are.
         mean: [L, 3]; identity: [L, 3, I]; expression: [L, 3, E].
-        normals: [L, 3] of the mean head.
+        normals: [L, 3] of the mean head's face about each.
         weights: [L] how much each counts.
         drift: [L, 2, 6] the detector's error by view.
     """
@@ -93,11 +93,6 @@ class LandmarkModel:
     def of(model: FaceModel) -> LandmarkModel:
         basis = model.landmarks(model.identity_basis).double().numpy()
         moves = model.landmarks(model.expression_basis).double().numpy()
-        mean = model.mean.double().numpy()
-        faces = model.faces.numpy()
-        corners = faces[model.landmark_triangles.numpy()]
-        shares = model.landmark_weights.double().numpy()
-        normals = (vertex_normals(mean, faces)[corners] * shares[..., None]).sum(1)
         chosen = model.landmark_indices.numpy()
         emphasis = np.where(np.isin(chosen, EYE_POINTS), EYE_WEIGHT, 1.0)
         emphasis = np.where(np.isin(chosen, LIP_POINTS), LIP_WEIGHT, emphasis)
@@ -107,7 +102,7 @@ class LandmarkModel:
             mean=model.landmarks(model.mean).double().numpy(),
             identity=np.ascontiguousarray(basis.transpose(1, 2, 0)),
             expression=np.ascontiguousarray(moves.transpose(1, 2, 0)),
-            normals=normals / np.linalg.norm(normals, axis=1, keepdims=True),
+            normals=_outward(model),
             weights=weights * emphasis,
             drift=model.landmark_drift.double().numpy(),
         )
@@ -116,3 +111,16 @@ class LandmarkModel:
         """[I] and [T, E] coefficients to [T, L, 3] in head space."""
         moved = expression @ self.expression.reshape(-1, expression.shape[-1]).T
         return self.mean + self.identity @ identity + moved.reshape(-1, *self.mean.shape)
+
+
+def _outward(model: FaceModel) -> Floats:
+    """[L, 3] unit normals of the face, its folds smoothed: by their own triangles, points on the rims
+    of lids and lips face up or down, and would be taken for hidden where they are in full view."""
+    skin = (model.regions["face"] & ~model.regions["mouth_interior"]).numpy()
+    faces = model.faces.numpy()
+    corners = model.mean.double().numpy()[faces[skin[faces].all(1)]]
+    area = np.cross(corners[:, 1] - corners[:, 0], corners[:, 2] - corners[:, 0])
+    places = model.landmarks(model.mean).double().numpy()
+    apart = ((places[:, None] - corners.mean(1)) ** 2).sum(-1)
+    normals = np.exp(-apart / (2 * FOLD**2)) @ area
+    return normals / np.linalg.norm(normals, axis=1, keepdims=True)

@@ -27,6 +27,7 @@ from gha_core.faces.portrait import vertex_normals
 from gha_core.fitting import rotations
 from gha_core.fitting.appearance import Motion, Photos, Skin, align
 from gha_core.fitting.given_poses import GivenPoses, adopt
+from gha_core.fitting.habits import with_habits
 from gha_core.fitting.initial_pose import InitialPose, initial_pose, usual_scale
 from gha_core.fitting.observations import LandmarkModel, Observations
 from gha_core.fitting.residuals import (
@@ -107,6 +108,11 @@ class Track:
     relative: Floats
     failed: NDArray[np.bool_]
 
+    def select(self, keep: NDArray[np.int64]) -> Track:
+        """The timesteps ``keep`` (indices, ascending)."""
+        names = ("rotation", "translation", "expression", "residual", "relative", "failed")
+        return replace(self, **{name: getattr(self, name)[keep] for name in names})
+
     def world(self, model: FaceModel, index: int) -> Floats:
         """[V, 3] the head in the world, at one timestep."""
         identity, expression = (
@@ -158,6 +164,9 @@ def track_head(
     learned = fitter.identity(_select(state, few), training.select(few), sees_scale)
     # The learned shape moves the pose a little; carry that over before the fits per sequence.
     state = replace(state, identity=learned.identity, scale=learned.scale)
+    if not sees_scale:  # one view: nothing contradicts the detector's habits
+        habitual = with_habits(landmarks, learned, training.select(few), settings.robust)
+        fitter = Fitter(habitual, settings, model, usual)
     state = fitter.poses(_scatter(state, few, learned), training)
     for name in references:
         mine = np.flatnonzero(np.array(training.sequences) == name)
@@ -171,7 +180,7 @@ def track_head(
         state = _with_given_poses(fitter, state, observations, given)
     elif photos is not None:
         state = _aligned(state, model, observations, photos, known[few].tolist())
-    return _result(state, landmarks, observations, settings)
+    return _result(state, fitter.landmarks, observations, settings)
 
 
 def _with_held_out(
