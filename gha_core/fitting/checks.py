@@ -16,7 +16,6 @@ from gha_core.fitting.tracker import Track
 Floats = NDArray[np.float64]
 
 _LEAST = 8  # timesteps of a sequence, of whose halves something can be said
-_ROBUST = 0.06  # head lengths; farther off, a landmark is an outlier
 
 
 @dataclass(frozen=True)
@@ -41,9 +40,8 @@ def drifts(model: FaceModel, track: Track, observations: Observations) -> dict[s
     landmarks = LandmarkModel.of(model)
     state = _state(track)
     conditions = Conditions.at(state, landmarks, observations)
-    found = residuals(state, landmarks, observations, conditions, _ROBUST)
-    seen = np.isfinite(observations.points[:, :, landmarks.points, 0])
-    weight = np.where(seen, conditions.trust, 0.0)
+    found = residuals(state, landmarks, observations, conditions)
+    weight = conditions.trust
     centres = np.stack([camera.centre for camera in observations.cameras])
     away = np.linalg.norm(track.translation[:, None] - centres, axis=-1).mean(1)
     names = np.array(observations.sequences)
@@ -52,7 +50,7 @@ def drifts(model: FaceModel, track: Track, observations: Observations) -> dict[s
         own = np.flatnonzero((names == name) & ~track.failed)
         if len(own) >= _LEAST:
             halves = np.array_split(own, 2)
-            first, second = (_means(found.values[half], weight[half]) for half in halves)
+            first, second = (_means(found[half], weight[half]) for half in halves)
             both = np.minimum(first[1], second[1])
             apart = ((second[0] - first[0]) ** 2).sum(-1)
             relative = [float(np.mean(track.relative[half])) for half in halves]

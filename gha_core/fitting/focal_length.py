@@ -18,7 +18,7 @@ from threadpoolctl import threadpool_limits
 from gha_core.faces import FaceModel
 from gha_core.fitting.initial_pose import initial_pose
 from gha_core.fitting.observations import LandmarkModel, Observations
-from gha_core.fitting.residuals import Conditions, State, residuals
+from gha_core.fitting.residuals import Conditions, State, pull
 from gha_core.fitting.tracker import RIDGE, WORN, Fitter, Settings, first_state
 
 SPREAD = 0.35  # standard deviation of the logarithm of focal lengths about the usual one
@@ -65,7 +65,10 @@ def estimate_focal_length(
             state = _farther(state, seen, float(np.exp(STEPS[index] - before)))
             state = fitter.together(state, seen, False, _NEXT)
             before = STEPS[index]
-            found = residuals(state, landmarks, seen, conditions, settings.robust)
+            # The same landmarks count as much through each lens.
+            at = Conditions.at(state, landmarks, seen)
+            at = replace(at, trust=conditions.trust, drift=conditions.drift)
+            found = pull(state, landmarks, seen, at, settings.robust)
             energies[index] = found.energy + _prior(state, settings, seen)
     return _weighed(usual, energies * min(1.0, VIEWS / len(observations.timesteps)))
 

@@ -26,12 +26,10 @@ def with_habits(
     """The landmarks with this person's part of the detector's drift, learned from a fit of the
     timesteps ``observations``; ``robust`` (head lengths) as in the fit."""
     conditions = Conditions.at(state, landmarks, observations)
-    found = residuals(state, landmarks, observations, conditions, robust)
-    squared = (found.values**2).sum(-1)
-    trust = conditions.trust / (1 + squared / robust**2) ** 2
-    seen = np.isfinite(observations.points[:, :, landmarks.points, 0])
-    trust = np.where(seen, trust, 0.0)[..., None]
-    upright = _upright(found.values, state, observations)
+    found = residuals(state, landmarks, observations, conditions)
+    squared = (found**2).sum(-1)
+    trust = (conditions.trust / (1 + squared / robust**2) ** 2)[..., None]
+    upright = _upright(found, state, observations)
     habit = -(trust * upright).sum((0, 1)) / (trust.sum((0, 1)) + DOUBT)
     drift = landmarks.drift.copy()
     drift[..., 0] += habit

@@ -154,14 +154,23 @@ def _facing(
     return np.clip((cosine - 0.1) / 0.5, 0, 1), 1 / (1 + (tangent / OBLIQUE) ** 4)
 
 
+def residuals(
+    state: State, landmarks: LandmarkModel, observations: Observations, conditions: Conditions
+) -> Floats:
+    """[T, C, L, 2] from where the landmarks were seen to where they are, head lengths; without
+    meaning where nothing was seen."""
+    view, every = _View.of(state, observations), slice(None)
+    found, *_ = view.errors(every, landmarks.shape(state.identity, state.expression), conditions)
+    return np.stack(found, -1)
+
+
 def distances(
     state: State, landmarks: LandmarkModel, observations: Observations, conditions: Conditions
 ) -> Floats:
     """[T, C, L] how far the landmarks are from where they were seen, head lengths; NaN where they
     count for nothing."""
-    view, every = _View.of(state, observations), slice(None)
-    (x, y), *_ = view.errors(every, landmarks.shape(state.identity, state.expression), conditions)
-    return np.where(conditions.trust > 0, np.hypot(x, y), np.nan)
+    found = np.linalg.norm(residuals(state, landmarks, observations, conditions), axis=-1)
+    return np.where(conditions.trust > 0, found, np.nan)
 
 
 def pull(
