@@ -183,6 +183,7 @@ def _remark(
     values: Mapping[tuple[str, str, str], float | None],
     spreads: Mapping[tuple[str, str], tuple[float, float]],
 ) -> None:
+    far = []
     for region, metric in SHOWN:
         value, (middle, spread) = values[name, region, metric], spreads[region, metric]
         if value is None or not METRICS[metric].better:
@@ -190,9 +191,9 @@ def _remark(
         worse = (middle - value if METRICS[metric].better == "higher" else value - middle) / spread
         if worse > LIMIT:
             row.severity = max(row.severity, worse)
-            row.remarks.append(
-                f"{METRICS[metric].title}, {REGIONS[region]}: {worse:.1f} deviations worse."
-            )
+            far.append(f"{METRICS[metric].title}, {REGIONS[region]} {worse:.1f}")
+    if far:
+        row.remarks.append(f"deviations worse than the batch: {'; '.join(far)}.")
     for stage in STAGES:
         record = read_record(f"{stage}@{name}")
         if record and record.state == "failed":

@@ -334,7 +334,7 @@ def _line(stage: str, slices: list[int], found: list[Measured], timesteps: int) 
             return value(found[0]) * timesteps / slices[0]
         low, high = value(found[0]), value(found[1])
         slope = max(0.0, (high - low) / (slices[1] - slices[0]))
-        return max(low, high - slope * slices[1]) + slope * timesteps
+        return max(low, high) + slope * (timesteps - slices[1])
 
     def peak(value: Measured) -> float:
         return value.memory

@@ -57,7 +57,7 @@ _MOST_GAIN = 0.9
 class Params(StageParams):
     """What is scored and shown."""
 
-    max_views: int = Field(48, ge=0, description="most views scored per task; 0 = all")
+    max_views: int = Field(36, ge=0, description="most views scored per task; 0 = all")
     strips: int = Field(5, ge=1, le=50, description="rows of pictures in the report, worst to best")
     video_frames: int = Field(
         120, ge=2, description="most frames of the report's video, and of the scores over time"

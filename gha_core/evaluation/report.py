@@ -138,7 +138,9 @@ def line_plot(
     from matplotlib.figure import Figure  # half a second that only who plots shall pay
 
     with mpl.rc_context({"svg.hashsalt": "gha", "svg.fonttype": "none", "font.size": 9}):
-        figure = Figure(figsize=(7.2, 2.8), layout="constrained")
+        figure = Figure(figsize=(7.2, 2.8))
+        # Where labels have room; to have matplotlib find out takes half of the time.
+        figure.subplots_adjust(left=0.09, right=0.99, bottom=0.17, top=0.97)
         axes = figure.add_subplot()
         for name, (x, y) in series.items():
             axes.plot(x, y, linewidth=1.4, label=name, marker="o" if marks else "", markersize=3.5)

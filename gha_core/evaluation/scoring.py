@@ -149,7 +149,7 @@ def mean_images(dataset: Dataset, most: int = 120) -> dict[str, Image]:
     cameras = sorted({view.camera for view in dataset.train})
     for camera in cameras:
         views = [view for view in dataset.train if view.camera == camera]
-        images = [dataset.over_white(v) for v in evenly(views, max(1, most // len(cameras)))]
+        images = list(side_by_side(dataset.over_white, evenly(views, max(1, most // len(cameras)))))
         sums[camera] = (np.sum(images, axis=0, dtype=np.float64), len(images))
     means = {name: (total / count).astype(np.uint8) for name, (total, count) in sums.items()}
     shapes = {total.shape for total, _ in sums.values()}
