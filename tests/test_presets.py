@@ -41,13 +41,13 @@ def test_all_presets_name_the_same_parameters_and_cpu_is_the_default() -> None:
 
 
 def test_a_preset_replaces_what_it_names_and_leaves_all_else(tmp_path: Path) -> None:
-    before = reference().replace("seed: 0", "seed: 5").replace("max_views: 48", "max_views: 12")
+    before = reference().replace("seed: 0", "seed: 5").replace("max_views: 48", "max_views: 77")
     (tmp_path / PARAMS_FILE).write_text(before)
     presets.use(tmp_path, "paper")
     paper = dict(_leaves(read_yaml(tmp_path / PARAMS_FILE)))
     assert paper["avatar.steps"] == 600_000
     assert _preset("paper").items() <= paper.items()
-    assert (paper["seed"], paper["evaluation.max_views"]) == (5, 12)
+    assert (paper["seed"], paper["evaluation.max_views"]) == (5, 77)
     presets.use(tmp_path, "cpu")
     assert (tmp_path / PARAMS_FILE).read_text() == before
 

@@ -230,6 +230,14 @@ def train(
         seen = reduce(Shown.__add__, (job.result() for job in jobs))
         relocate(head, optimiser, seen, round(config.relocated * head.config.gaussians))
 
+    named = [(f"the gradient of {name}", each) for name, each in modules.named_parameters()]
+
+    def check_gradients(step: int, frame: Frame) -> None:
+        known = [(name, each.grad) for name, each in named if each.grad is not None]
+        # A sum is NaN or infinite if any number is, and much quicker than to ask for each.
+        if not torch.stack([gradient.sum() for _, gradient in known]).isfinite().all():
+            _check_finite(known, step, frame)
+
     base = [group["lr"] for group in optimiser.param_groups]
     window: list[Terms] = []
     kept = milestones(config.steps)
@@ -262,6 +270,7 @@ def train(
             tails = [lesson.gradients[len(vars(worlds[0])) :] for lesson in drawn]
             for parameter, *gradients in zip(drawing, *tails, strict=True):
                 parameter.grad = _total(gradients)
+            check_gradients(step, frames[0])
             for group, rate in zip(optimiser.param_groups, base, strict=True):
                 group["lr"] = rate * config.final_rate ** (step / config.steps)
             optimiser.step()
