@@ -63,7 +63,7 @@ def export(
     for each in formats:
         if each not in FORMATS:
             raise ParameterError(f"There is no format {each!r}; known are: {', '.join(FORMATS)}.")
-    source = _Source(name)
+    source = Source(name)
     moment, label = source.moment(frame)
     folder = folder or OUTPUTS
     folder.mkdir(parents=True, exist_ok=True)
@@ -72,15 +72,15 @@ def export(
         for each, write in (("ply", write_ply), ("spz", write_spz)):
             if each in formats:
                 path = folder / f"{name}_{label}.{each}"
-                yield _written(path, lambda to, write=write: write(to, plain), note)
+                yield written(path, lambda to, write=write: write(to, plain), note)
     if "glb" in formats:
-        yield _written(folder / f"{name}.glb", *_face(source))
+        yield written(folder / f"{name}.glb", *_face(source))
     if "html" in formats:
         text, note = _page(source)
-        yield _written(folder / f"{name}.html", lambda to: _text(to, text), note)
+        yield written(folder / f"{name}.html", lambda to: _text(to, text), note)
 
 
-class _Source:
+class Source:
     """What is read of a subject."""
 
     def __init__(self, name: str) -> None:
@@ -139,7 +139,7 @@ class _Source:
         return np.zeros(self.avatar.head.config.expressions, np.float32)
 
 
-def _plain(source: _Source, moment: baking.Motion) -> tuple[splats.Splats, str]:
+def _plain(source: Source, moment: baking.Motion) -> tuple[splats.Splats, str]:
     """Gaussians on stage that look like the full render of one moment."""
     avatar = source.avatar
     rng = np.random.default_rng(0)
@@ -160,7 +160,7 @@ def _plain(source: _Source, moment: baking.Motion) -> tuple[splats.Splats, str]:
     return fitted.moved(splats.inverse(splats.stage_pose(avatar.head))), note
 
 
-def _face(source: _Source) -> tuple[Callable[[Path], None], str]:
+def _face(source: Source) -> tuple[Callable[[Path], None], str]:
     face = TrackedFace.load(source.folder["tracking"])
     colours = vertex_colours(source.avatar, face, source.cameras, source.mean_pose)
     note = f"{len(face.vertices)} vertices, {len(face.basis)} morph targets"
@@ -168,7 +168,7 @@ def _face(source: _Source) -> tuple[Callable[[Path], None], str]:
     return lambda to: write_glb(to, face, colours, scale, f"Licences: {source.licences}"), note
 
 
-def _page(source: _Source) -> tuple[str, str]:
+def _page(source: Source) -> tuple[str, str]:
     avatar, head = source.avatar, source.avatar.head
     rng = np.random.default_rng(0)
     baked = baking.bake(head, source.motions)
@@ -195,7 +195,7 @@ def _page(source: _Source) -> tuple[str, str]:
         f"Baked: {lost}. Models that had a part in it: {source.licences}.",
         stored,
         avatar.expression_names,
-        _clips(source),
+        clips(source),
         page.first_view(
             frontal_camera(source.cameras, [source.mean_pose]), source.mean_pose
         ),
@@ -208,7 +208,7 @@ def _page(source: _Source) -> tuple[str, str]:
     return text, f"{len(text) / 1e6:.1f} MB; baked: {lost}"
 
 
-def _clips(source: _Source) -> list[page.Clip]:
+def clips(source: Source) -> list[page.Clip]:
     """All tracked sequences, at their frame rate."""
     times: dict[str, dict[int, float]] = {}
     for view in source.dataset.views:
@@ -228,7 +228,7 @@ def _clips(source: _Source) -> list[page.Clip]:
     return clips
 
 
-def _written(path: Path, write: Callable[[Path], Any], note: str) -> Exported:
+def written(path: Path, write: Callable[[Path], Any], note: str) -> Exported:
     with _whole(path) as temporary:
         write(temporary)
     return Exported(path, note)

@@ -57,8 +57,9 @@ def fit(start: Splats, targets: Sequence[Target], steps: int = STEPS, seed: int 
         with torch.no_grad():
             parameters["colours"].clamp_(0, 1)
         decay.step()
-    with torch.no_grad():
-        return current()
+    for value in parameters.values():
+        value.requires_grad_(False)
+    return current()
 
 
 def error(splats: Splats, target: Target, rng: np.random.Generator) -> torch.Tensor:
