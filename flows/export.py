@@ -196,9 +196,7 @@ def _page(source: Source) -> tuple[str, str]:
         stored,
         avatar.expression_names,
         clips(source),
-        page.first_view(
-            frontal_camera(source.cameras, [source.mean_pose]), source.mean_pose
-        ),
+        page.first_view(frontal_camera(source.cameras, [source.mean_pose]), source.mean_pose),
     )
     if len(text) > LARGEST_PAGE:
         raise ParameterError(

@@ -90,8 +90,7 @@ def write_glb(
         COLOR_0=writer.vectors(_linear(colours)),
     )
     targets = [
-        Attributes(POSITION=writer.vectors(metres_per_unit * shape.numpy()))
-        for shape in face.basis
+        Attributes(POSITION=writer.vectors(metres_per_unit * shape.numpy())) for shape in face.basis
     ]
     surface = PbrMetallicRoughness(metallicFactor=0.0, roughnessFactor=0.7)
     primitive = Primitive(attributes=attributes, indices=indices, material=0, targets=targets)
@@ -133,9 +132,7 @@ class _Writer:
     def indices(self, faces: Tensor) -> int:
         data = np.ascontiguousarray(faces.numpy().ravel(), "<u4")
         low, high = [int(data.min())], [int(data.max())]
-        return self._add(
-            data, ELEMENT_ARRAY_BUFFER, UNSIGNED_INT, "SCALAR", len(data), low, high
-        )
+        return self._add(data, ELEMENT_ARRAY_BUFFER, UNSIGNED_INT, "SCALAR", len(data), low, high)
 
     def _add(
         self,
@@ -164,7 +161,7 @@ class _Writer:
 def _seen(
     world: Tensor, faces: Tensor, camera: Camera, tolerance: float
 ) -> tuple[Array, tuple[NDArray[np.int64], NDArray[np.int64]]]:
-    """How well [V] vertices are seen (0 not at all, 1 head on), and their pixels (rows, columns)."""
+    """How well [V] vertices are seen (0 not at all, 1 head on), and their pixels' rows and columns."""
     points = world.double().numpy()
     local = points @ camera.w2c[:3, :3].T + camera.w2c[:3, 3]
     pixels = np.nan_to_num(camera.project(points), nan=-1.0)

@@ -45,6 +45,8 @@ def against_truth(
         truth = dataset.over_white(view)
         first, _ = full.render(camera, pose, expression)
         second, _ = less.render(camera, pose, expression)
-        rows.append([psnr(truth, first, head), psnr(truth, second, head), psnr(first, second, head)])
+        rows.append(
+            [psnr(truth, first, head), psnr(truth, second, head), psnr(first, second, head)]
+        )
     full_value, less_value, between = np.nanmean(rows, axis=0).tolist()
     return full_value, less_value, between

@@ -58,7 +58,9 @@ class Bytes:
     def of(values: Tensor) -> Bytes:
         """From [K, N, D]."""
         planes = values.permute(0, 2, 1)
-        scale = planes.abs().amax(2) / 127 if planes.shape[2] else planes.new_zeros(planes.shape[:2])
+        scale = (
+            planes.abs().amax(2) / 127 if planes.shape[2] else planes.new_zeros(planes.shape[:2])
+        )
         shares = (planes / scale.clamp_min(1e-12)[..., None]).round().clamp(-127, 127)
         return Bytes(shares.to(torch.int8).numpy(), scale.numpy())
 
@@ -104,8 +106,8 @@ class Stored:
 
 
 def first_view(camera: Camera, pose: HeadPose) -> dict[str, Any]:
-    """Where the page's camera starts: where ``camera`` stands to a head in ``pose``, in head lengths
-    of that head's space."""
+    """Where the page's camera starts: as ``camera`` stands to a head in ``pose``, in that head's
+    space."""
     eye, ahead = pose.to_head(camera.centre), camera.forward @ pose.matrix
     # It circles the point of its axis that is nearest to the middle of the head.
     target = eye + max(float(-eye @ ahead), 1e-3) * ahead
@@ -175,9 +177,7 @@ def groups(names: Sequence[str]) -> list[dict[str, Any]]:
     """The expressions by face region: name, and the members' indices."""
     members: dict[str, list[int]] = {group: [] for group in GROUPS}
     for index, name in enumerate(names):
-        group = next(
-            group for group, prefixes in GROUPS.items() if name.startswith(prefixes)
-        )
+        group = next(group for group, prefixes in GROUPS.items() if name.startswith(prefixes))
         members[group].append(index)
     return [{"name": group, "members": each} for group, each in members.items() if each]
 

@@ -81,9 +81,7 @@ def shots(
     return chosen
 
 
-def around(
-    camera: Camera, centre: NDArray[np.float64], yaw: float, pitch: float
-) -> Camera:
+def around(camera: Camera, centre: NDArray[np.float64], yaw: float, pitch: float) -> Camera:
     """``camera`` carried around ``centre`` (world, m), still facing it: by ``yaw`` about its
     vertical axis, then ``pitch`` about its horizontal one; degrees."""
     local = camera.w2c[:3, :3] @ centre + camera.w2c[:3, 3]
