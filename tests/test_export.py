@@ -8,6 +8,7 @@ import re
 import shutil
 from collections.abc import Callable
 from contextlib import chdir
+from dataclasses import replace
 from pathlib import Path
 
 import gltflib
@@ -165,8 +166,9 @@ def test_fitted_colours_are_nearer_to_the_full_render_from_views_that_were_not_f
         )
     ]
     start = splats.of_frame(avatar.head, pose, torch.from_numpy(expression))
-    fitted = fit.fit(start, made[:12], steps=60)
-    assert loss.likeness(fitted, made[12:]) > loss.likeness(start, made[12:]) + 1
+    start = replace(start, colours=0.8 * start.colours)
+    fitted = fit.fit(start, made[:12], steps=40)
+    assert loss.likeness(fitted, made[12:]) > loss.likeness(start, made[12:]) + 6
     torch.testing.assert_close(fitted.means, start.means)
 
 
@@ -278,21 +280,27 @@ def test_every_expression_has_a_group() -> None:
 
 
 def shot(page: Page) -> np.ndarray:
-    """The canvas alone, once it has been drawn anew."""
+    """The canvas alone, once everything that was asked for is drawn."""
     page.evaluate(
         "() => new Promise((done) => requestAnimationFrame(() => requestAnimationFrame(done)))"
     )
-    return decode_image(
-        page.locator("canvas").screenshot(style="main > :not(canvas) { visibility: hidden }")
-    )
+    page.wait_for_selector("body[data-state=resting]")
+    style = "main > :not(canvas) { visibility: hidden }"
+    return decode_image(page.locator("canvas").screenshot(style=style))
 
 
 def slide(page: Page, name: str, value: float) -> None:
     page.locator(f'input[data-name="{name}"]').fill(str(value))
 
 
+@pytest.mark.parametrize("renderer", ["cpu", "webgl"])
 def test_the_page_draws_what_python_draws_and_answers(
-    source: flow.Source, stored: web.Stored, page: Page, tmp_path: Path, screenshots: Path
+    source: flow.Source,
+    stored: web.Stored,
+    page: Page,
+    tmp_path: Path,
+    screenshots: Path,
+    renderer: str,
 ) -> None:
     first = web.first_view(source.cameras[0], source.mean_pose)
     clip = flow.clips(source)[0]
@@ -300,10 +308,10 @@ def test_the_page_draws_what_python_draws_and_answers(
     text = web.render_page("tiny", "Licences: CC0-1.0.", stored, names, [clip], first)
     assert not re.search(r'(?:src|href)="(?!data:|#)|https?://', text), "nothing is loaded"
     (tmp_path / "tiny.html").write_text(text)
-    page.goto((tmp_path / "tiny.html").as_uri())
-    page.wait_for_selector("body[data-drawn]")
+    page.goto((tmp_path / "tiny.html").as_uri() + f"#{renderer}")
+    page.wait_for_selector("body[data-pictures]")
     page.locator("#background").select_option("white")
-    page.screenshot(path=screenshots / "export_page.png")
+    page.screenshot(path=screenshots / f"export_{renderer}.png")
 
     neutral = shot(page)
     height, width = neutral.shape[:2]

@@ -34,7 +34,7 @@ WIDTH = sum(PARTS.values())
 # Of the ridge against coefficients that hardly vary in the samples; relative to one sample.
 RIDGE = 0.03
 MIXED = 160  # samples of two training moments mixed: one's expression in the other's pose
-STEPS = 400
+STEPS = 240
 # Adam's rates at first (they fall to a tenth), of each part at rest and of what it learned.
 REST_RATES = {"place": 2e-4, "turn": 1e-3, "size": 1e-2, "opacity": 3e-2, "colour": 5e-3}
 LEARNED_RATES = {"opacity": 1e-2, "colour": 3e-3}

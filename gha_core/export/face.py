@@ -161,7 +161,8 @@ class _Writer:
 def _seen(
     world: Tensor, faces: Tensor, camera: Camera, tolerance: float
 ) -> tuple[Array, tuple[NDArray[np.int64], NDArray[np.int64]]]:
-    """How well [V] vertices are seen (0 not at all, 1 head on), and their pixels' rows and columns."""
+    """How well [V] vertices are seen (0: not at all, 1: head on), and the rows and columns of their
+    pixels."""
     points = world.double().numpy()
     local = points @ camera.w2c[:3, :3].T + camera.w2c[:3, 3]
     pixels = np.nan_to_num(camera.project(points), nan=-1.0)

@@ -25,7 +25,8 @@ from gha_core.cameras import Camera
 from gha_core.export.baking import Baked
 from gha_core.pose import HeadPose
 
-SCRIPTS = ("unpack", "gaussians", "renderer", "orbit", "controls", "main")
+SCRIPTS = ("unpack", "gaussians", "order", "webgl", "cpu", "orbit", "controls", "main")
+FOR_WORKERS = ("gaussians", "order", "cpu")  # what those that draw without a graphics card need
 # A coefficient belongs to the first group with a prefix of its name.
 GROUPS = {
     "Jaw": ("jaw", "tongue"),
@@ -167,7 +168,8 @@ def render_page(
         title=title,
         footer=footer,
         style=Markup((folder / "page.css").read_text()),
-        scripts=[Markup((folder / f"{name}.js").read_text()) for name in SCRIPTS],
+        scripts={name: Markup((folder / f"{name}.js").read_text()) for name in SCRIPTS},
+        for_workers=FOR_WORKERS,
         description=jinja2.utils.htmlsafe_json_dumps(description),
         data=base64.b64encode(gzip.compress(b"".join(content), mtime=0)).decode(),
     )

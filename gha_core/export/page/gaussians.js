@@ -7,6 +7,7 @@ const CARRIED_CHANNELS = 6; // place and turn
 // Per Gaussian in the texture: (x, y, z, opacity), (xx, xy, xz, yy), (yz, zz, -, -), (r, g, b, -).
 const TEXELS = 4;
 const TEXTURE_WIDTH = 1024;
+const SMALLEST_CHANGE = 0.004;
 const SMALLEST_SIZE = Math.log(2e-4), LARGEST_SIZE = Math.log(0.2);
 
 class Gaussians {
@@ -15,8 +16,9 @@ class Gaussians {
     this.moving = description.moving; // how many, from the front, any expression moves
     this.expressions = description.expressions.length;
     this.arrays = arrays;
-    this.learned = new Float32Array(CHANNELS * this.count);
+    this.learned = Float32Array.from(arrays.rest);
     this.carried = new Float32Array(CARRIED_CHANNELS * this.moving);
+    this.applied = new Float64Array(2 * this.expressions + 6); // coefficients that are in these sums
     const rows = Math.ceil((this.count * TEXELS) / TEXTURE_WIDTH);
     this.texels = new Float32Array(rows * TEXTURE_WIDTH * 4);
   }
@@ -28,18 +30,32 @@ class Gaussians {
   }
 
   #sum(expression, pose) {
-    const { low, high, rest, learnedScale, carriedScale } = this.arrays;
-    this.learned.set(rest);
-    this.carried.fill(0);
-    for (let k = 0; k < this.expressions; k++) {
-      const value = expression[k];
-      const seen = clamp(value, low[k], high[k]);
-      addTo(this.learned, this.count, seen, this.arrays.learned, this.moving, k, CHANNELS, learnedScale);
-      addTo(this.carried, this.moving, value, this.arrays.carried, this.moving, k, CARRIED_CHANNELS, carriedScale);
+    const { low, high, learned, learnedScale, carried, carriedScale, posed, posedScale } = this.arrays;
+    const e = this.expressions;
+    for (let k = 0; k < e; k++) {
+      const seen = clamp(expression[k], low[k], high[k]);
+      this.#apply(k, seen, this.learned, this.count, learned, this.moving, k, CHANNELS, learnedScale);
+      this.#apply(e + k, expression[k], this.carried, this.moving, carried, this.moving, k, CARRIED_CHANNELS, carriedScale);
     }
     for (let k = 0; k < 6; k++) {
-      const seen = clamp(pose[k], low[this.expressions + k], high[this.expressions + k]);
-      addTo(this.learned, this.count, seen, this.arrays.posed, this.count, k, CHANNELS, this.arrays.posedScale);
+      const seen = clamp(pose[k], low[e + k], high[e + k]);
+      this.#apply(2 * e + k, seen, this.learned, this.count, posed, this.count, k, CHANNELS, posedScale);
+    }
+  }
+
+  // sum[channel][row] += change * scale[k][channel] * bytes[k][channel][row], where the coefficient
+  // has changed so much that anybody could see it.
+  #apply(slot, value, sum, stride, bytes, rows, k, channels, scale) {
+    const change = value - this.applied[slot];
+    if (Math.abs(change) < SMALLEST_CHANGE && (value !== 0 || change === 0)) return;
+    this.applied[slot] = value;
+    for (let channel = 0; channel < channels; channel++) {
+      const factor = change * scale[k * channels + channel];
+      if (factor === 0) continue;
+      const start = (k * channels + channel) * rows;
+      const from = bytes.subarray(start, start + rows);
+      const to = sum.subarray(channel * stride, channel * stride + rows);
+      for (let i = 0; i < rows; i++) to[i] += factor * from[i];
     }
   }
 
@@ -96,17 +112,6 @@ class Gaussians {
       texels[at + 13] = learned[(COLOUR + 1) * count + i];
       texels[at + 14] = learned[(COLOUR + 2) * count + i];
     }
-  }
-}
-
-// sum[channel][row] += weight * scale[k][channel] * bytes[k][channel][row]
-function addTo(sum, stride, weight, bytes, rows, k, channels, scale) {
-  if (Math.abs(weight) < 1e-4) return;
-  for (let channel = 0; channel < channels; channel++) {
-    const factor = weight * scale[k * channels + channel];
-    if (factor === 0) continue;
-    const from = (k * channels + channel) * rows, to = channel * stride;
-    for (let i = 0; i < rows; i++) sum[to + i] += factor * bytes[from + i];
   }
 }
 

@@ -11,7 +11,9 @@ async function main() {
   const arrays = typedArrays(buffer, description.arrays);
   const gaussians = new Gaussians(description, arrays);
   const canvas = find("picture");
-  const renderer = new Renderer(canvas, gaussians);
+  // "#webgl" or "#cpu" at the end of the address choose the renderer.
+  const card = location.hash ? location.hash === "#webgl" : hasGraphicsCard();
+  const renderer = card ? new WebGLRenderer(canvas, gaussians) : new CPURenderer(canvas, gaussians);
   const expression = new Float32Array(gaussians.expressions), pose = new Float32Array(6);
 
   let moved = true, dirty = true, background = BACKGROUNDS.dark;
@@ -39,26 +41,26 @@ async function main() {
     redraw();
   });
   new ResizeObserver(() => {
-    const ratio = Math.min(window.devicePixelRatio, 2);
+    const pixels = canvas.clientWidth * canvas.clientHeight;
+    const ratio = Math.min(window.devicePixelRatio, 2, Math.sqrt(renderer.mostPixels / pixels));
     canvas.width = Math.max(1, Math.round(canvas.clientWidth * ratio));
     canvas.height = Math.max(1, Math.round(canvas.clientHeight * ratio));
     redraw();
   }).observe(canvas);
 
   const meter = new Meter(find("speed"));
+  const shown = () => meter.count(performance.now());
   function frame(now) {
     requestAnimationFrame(frame);
+    if (renderer.busy) return;
     player.advance(now);
+    document.body.dataset.state = moved || dirty ? "drawing" : "resting";
     if (moved) {
       gaussians.update(expression, pose);
       renderer.upload();
       sliders.refresh();
     }
-    if (moved || dirty) {
-      renderer.draw(orbit.view(), background);
-      meter.count(now);
-      document.body.dataset.drawn = Number(document.body.dataset.drawn ?? 0) + 1;
-    }
+    if (moved || dirty) renderer.draw(orbit.view(), background, shown);
     moved = dirty = false;
   }
   requestAnimationFrame(frame);
@@ -69,9 +71,11 @@ class Meter {
   constructor(output) {
     this.output = output;
     this.times = [];
+    this.pictures = 0;
   }
 
   count(now) {
+    document.body.dataset.pictures = ++this.pictures;
     this.times.push(now);
     if (this.times.length > 20) this.times.shift();
     const span = now - this.times[0];

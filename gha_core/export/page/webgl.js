@@ -42,9 +42,9 @@ void main() {
   float middle = 0.5 * (uu + vv), spread = length(vec2(0.5 * (uu - vv), uv));
   vec2 axis = abs(uv) > 1e-6 ? normalize(vec2(uv, middle + spread - uu)) : (uu >= vv ? vec2(1, 0) : vec2(0, 1));
   float reach = sqrt(2.0 * log(255.0 * opacity));
-  vec2 long = axis * sqrt(middle + spread), wide = vec2(-axis.y, axis.x) * sqrt(max(middle - spread, 0.1));
+  vec2 major = axis * sqrt(middle + spread), minor = vec2(-axis.y, axis.x) * sqrt(max(middle - spread, 0.1));
   place = corner * reach;
-  vec2 pixel = 0.5 * size + focal * ray + place.x * long + place.y * wide;
+  vec2 pixel = 0.5 * size + focal * ray + place.x * major + place.y * minor;
   gl_Position = vec4(2.0 * pixel.x / size.x - 1.0, 1.0 - 2.0 * pixel.y / size.y, 0.0, 1.0);
   shade = vec4(clamp(texel(3u).rgb, 0.0, 1.0), opacity);
 }`;
@@ -61,14 +61,14 @@ void main() {
   colour = vec4(shade.rgb * alpha, alpha);
 }`;
 
-class Renderer {
+class WebGLRenderer {
+  mostPixels = 4e6;
+  busy = false;
+
   constructor(canvas, gaussians) {
-    const gl = canvas.getContext("webgl2", { antialias: false, depth: false, alpha: false });
-    if (!gl) throw new Error("This browser has no WebGL 2, which drawing the avatar needs.");
-    this.gl = gl;
+    const gl = (this.gl = canvas.getContext("webgl2", { antialias: false, depth: false, alpha: false }));
     this.gaussians = gaussians;
-    this.order = new Uint32Array(gaussians.count);
-    this.keys = new Uint16Array(gaussians.count);
+    this.order = new FarToNear(gaussians);
     this.program = program(gl, VERTEX, FRAGMENT);
     gl.useProgram(this.program);
     this.uniforms = Object.fromEntries(
@@ -102,12 +102,12 @@ class Renderer {
     gl.texSubImage2D(gl.TEXTURE_2D, 0, 0, 0, TEXTURE_WIDTH, rows, gl.RGBA, gl.FLOAT, texels);
   }
 
-  // view: {turn [9] row by row, shift [3], focal: in heights of the picture}; background: [3].
-  draw(view, background) {
+  // view: {turn [9] row by row, shift [3], focal: in heights of the picture}; background: [3];
+  // shown: called when the picture is there.
+  draw(view, background, shown) {
     const { gl, uniforms } = this;
     const { width, height } = gl.canvas;
-    this.#sort(view);
-    gl.bufferData(gl.ARRAY_BUFFER, this.order, gl.STREAM_DRAW);
+    gl.bufferData(gl.ARRAY_BUFFER, this.order.sort(view), gl.STREAM_DRAW);
     gl.viewport(0, 0, width, height);
     gl.clearColor(...background, 1);
     gl.clear(gl.COLOR_BUFFER_BIT);
@@ -116,29 +116,18 @@ class Renderer {
     gl.uniform2f(uniforms.size, width, height);
     gl.uniform1f(uniforms.focal, view.focal * height);
     gl.drawArraysInstanced(gl.TRIANGLE_STRIP, 0, 4, this.gaussians.count);
+    shown();
   }
+}
 
-  // Fills `order` from far to near: a counting sort by 16 bits of depth.
-  #sort({ turn }) {
-    const { count, texels } = this.gaussians;
-    const depths = (this.depths ??= new Float32Array(count));
-    let near = Infinity, far = -Infinity;
-    for (let i = 0, at = 0; i < count; i++, at += 4 * TEXELS) {
-      const depth = turn[6] * texels[at] + turn[7] * texels[at + 1] + turn[8] * texels[at + 2];
-      depths[i] = depth;
-      if (depth < near) near = depth;
-      if (depth > far) far = depth;
-    }
-    const scale = 65535 / Math.max(far - near, 1e-9);
-    const starts = new Uint32Array(65537);
-    for (let i = 0; i < count; i++) {
-      const key = ((far - depths[i]) * scale) | 0;
-      this.keys[i] = key;
-      starts[key + 1]++;
-    }
-    for (let key = 0; key < 65536; key++) starts[key + 1] += starts[key];
-    for (let i = 0; i < count; i++) this.order[starts[this.keys[i]]++] = i;
-  }
+// Whether a graphics card does the work: WebGL without one takes a second for a picture.
+function hasGraphicsCard() {
+  const gl = document.createElement("canvas").getContext("webgl2");
+  if (!gl) return false;
+  const named = gl.getExtension("WEBGL_debug_renderer_info");
+  const name = gl.getParameter(named ? named.UNMASKED_RENDERER_WEBGL : gl.RENDERER);
+  gl.getExtension("WEBGL_lose_context")?.loseContext();
+  return !/swiftshader|llvmpipe|software|basic render/i.test(name);
 }
 
 function program(gl, ...sources) {
