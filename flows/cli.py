@@ -399,6 +399,35 @@ def reenact(
 
 
 @app.command()
+def export(
+    name: Name,
+    format: Annotated[
+        list[str] | None, typer.Option(help="ply, spz, glb or html; repeatable; default: all.")
+    ] = None,
+    frame: Annotated[
+        str, typer.Option(help="Of ply and spz: neutral, or SEQUENCE:TIMESTEP as tracked.")
+    ] = "neutral",
+    output: Annotated[Path | None, typer.Option(help="A folder; default: outputs/.")] = None,
+) -> None:
+    """Write the avatar for other programs: plain 3DGS, a face with morph targets, a web page.
+
+    Example: gha export anna --format html
+    """
+    output = output and output.expanduser().absolute()
+    from flows import project
+
+    project.enter()
+    _chosen([name])
+    from flows.export import FORMATS, export
+
+    for written in export(name, format or FORMATS, frame, output):
+        console.print(
+            f"{written.path.resolve()}: {written.note}",
+            highlight=False, markup=False, soft_wrap=True,
+        )  # fmt: skip
+
+
+@app.command()
 def compare(
     items: Annotated[list[str], typer.Argument(metavar="NAME[@REVISION]...", help="Two or more.")],
     driver: Annotated[
