@@ -25,7 +25,7 @@ SPREAD = 0.35  # standard deviation of the logarithm of focal lengths about the 
 STEPS = np.linspace(-0.8, 0.8, 5)  # logarithms of those that are tried over the usual one
 VIEWS = 12.0  # the detector's habits are the same in all frames, which count as so many
 HABITS = 0.1  # what the detector's habits with this face may add to the deviation
-_FIRST, _NEXT = 12, 8  # steps of the fits, each of which starts at its neighbour's
+ROUNDS = 12  # steps of a fit, twice
 
 
 @dataclass(frozen=True)
@@ -49,27 +49,17 @@ def estimate_focal_length(
     settings = settings or Settings()
     landmarks = LandmarkModel.of(model)
     usual = float(observations.intrinsics[0, 0, 0])
-    start = initial_pose(observations, landmarks, model.metres_per_unit)
     fitter = Fitter(landmarks, settings, model, model.metres_per_unit)
-    identity = np.zeros(landmarks.identity.shape[2])
-    middle = first_state(observations, landmarks, start, identity, {})
-    middle = fitter.together(middle, observations, False, _FIRST, 4.0)
-    middle = fitter.together(middle, observations, False, _FIRST)
-    conditions = Conditions.at(middle, landmarks, observations)
+    tried = [through(observations, usual * float(np.exp(step))) for step in STEPS]
+    states = [_fitted(fitter, seen, model.metres_per_unit) for seen in tried]
+    middle = Conditions.at(states[len(states) // 2], landmarks, observations)
     energies = np.empty(len(STEPS))
-    centre = int(np.abs(STEPS).argmin())
-    for way in (range(centre, len(STEPS)), range(centre - 1, -1, -1)):
-        state, before = middle, 0.0
-        for index in way:
-            seen = through(observations, usual * float(np.exp(STEPS[index])))
-            state = _farther(state, seen, float(np.exp(STEPS[index] - before)))
-            state = fitter.together(state, seen, False, _NEXT)
-            before = STEPS[index]
-            # The same landmarks count as much through each lens.
-            at = Conditions.at(state, landmarks, seen)
-            at = replace(at, trust=conditions.trust, drift=conditions.drift)
-            found = pull(state, landmarks, seen, at, settings.robust)
-            energies[index] = found.energy + _prior(state, settings, seen)
+    for index, (state, seen) in enumerate(zip(states, tried, strict=True)):
+        # The same landmarks count as much through each lens.
+        own = Conditions.at(state, landmarks, seen)
+        own = replace(own, trust=middle.trust, drift=middle.drift)
+        energies[index] = pull(state, landmarks, seen, own, settings.robust).energy
+        energies[index] += _prior(state, settings, seen)
     return _weighed(usual, energies * min(1.0, VIEWS / len(observations.timesteps)))
 
 
@@ -96,10 +86,14 @@ def through(observations: Observations, pixels: float) -> Observations:
     return replace(observations, cameras=(replace(camera, K=K),))
 
 
-def _farther(state: State, observations: Observations, factor: float) -> State:
-    """The heads ``factor`` times as far from the camera, in the same directions."""
-    centre = observations.cameras[0].centre
-    return replace(state, translation=centre + factor * (state.translation - centre))
+def _fitted(fitter: Fitter, observations: Observations, metres_per_unit: float) -> State:
+    """From the start, so that no focal length profits from the fit of another."""
+    landmarks = fitter.landmarks
+    start = initial_pose(observations, landmarks, metres_per_unit)
+    identity = np.zeros(landmarks.identity.shape[2])
+    state = first_state(observations, landmarks, start, identity, {})
+    state = fitter.together(state, observations, False, ROUNDS, 4.0)
+    return fitter.together(state, observations, False, ROUNDS)
 
 
 def _prior(state: State, settings: Settings, observations: Observations) -> float:

@@ -114,8 +114,8 @@ class LandmarkModel:
 
 
 def _outward(model: FaceModel) -> Floats:
-    """[L, 3] unit normals of the face, its folds smoothed: by their own triangles, points on the
-    rims of lids and lips face up or down, and would be taken for hidden where they are in view."""
+    """[L, 3] unit normals of the face, its folds smoothed: by their own triangles, the rims of lids
+    and lips face up or down, and would be taken for hidden where they are in full view."""
     skin = (model.regions["face"] & ~model.regions["mouth_interior"]).numpy()
     faces = model.faces.numpy()
     corners = model.mean.double().numpy()[faces[skin[faces].all(1)]]
