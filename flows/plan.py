@@ -42,7 +42,7 @@ PRESETS = Path("presets")
 PER_TIMESTEP = ("ingest", "matting", "landmarks", "tracking")
 TRAINED = {"geometry": "geometry", "avatar": "training avatar"}
 # Views of the smaller and of the larger rehearsal, roughly; and training steps.
-_VIEWS = 40, 100
+_VIEWS = 24, 60
 _STEPS = 6
 _GIB = 2**30
 
