@@ -93,7 +93,9 @@ def into_cache(folder: Path) -> dict[str, Any]:
 
 
 @pytest.mark.slow
-def test_an_avatar_is_compared_with_itself_in_a_commit(project: Path, tiny_artifacts: Path) -> None:
+def test_an_avatar_is_compared_with_itself_in_a_commit(
+    project: Path, tiny_artifacts: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     shutil.rmtree(project / "data/subjects/ann")
     shutil.copytree(tiny_artifacts, "data/subjects/ann")
     stages = {
@@ -104,12 +106,15 @@ def test_an_avatar_is_compared_with_itself_in_a_commit(project: Path, tiny_artif
     for command in (["add", "-f", "dvc.lock"], ["commit", "-qm", "made"]):
         identity = ["-c", "user.name=x", "-c", "user.email=x@x"]
         subprocess.run(["git", *identity, *command], check=True)
-    made = compare.compare_subjects(["ann", "ann@HEAD"], None, None)
+    monkeypatch.setattr(cross_identity, "FRAMES", 4)
+    monkeypatch.setattr(cross_identity, "CAMERAS", 2)
+    made = compare.compare_subjects(["ann", "ann@HEAD"], "ann:FREE", None)
     assert made.notes == []
     page = made.page.read_text()
     assert page.count('alt="ann@HEAD"') == 3, "worst, median, largest difference"
     assert not re.search(r'class="(better|worse)"', page), "no difference to itself"
     assert "+0.00" in page
+    assert "Driven by ann:FREE: 4 frames, seen by 2 cameras" in page
     assert not re.search(r'(?:src|href)="(?!data:)', page)
     damaged = Path(".dvc/cache/files/md5", stages["avatar@ann"]["outs"][0]["md5"][:2])
     shutil.rmtree(damaged)
