@@ -163,7 +163,7 @@ def plan_subject(name: str, preset: str | None, say: Callable[[str], None]) -> P
         timesteps = sum(counts.values())
         training = [n for n in counts if n not in splits.test_sequences] or list(counts)
         most = counts[max(training, key=lambda each: counts[each])]
-        few, more = (min(most, max(2, -(-views // cameras))) for views in _VIEWS)
+        few, more = (min(most, max(3, -(-views // cameras))) for views in _VIEWS)
         slices = [few, more] if few < more else [more]
         chosen = max(training, key=lambda each: counts[each])
 
