@@ -28,6 +28,7 @@ from ruamel.yaml import YAML
 from flows.display import duration
 from flows.resources import needs_of, this_machine
 from gha_core.artifacts.stage_folder import read_json
+from gha_core.avatar.milestones import SHARES
 from gha_core.avatar.samples import CACHE_BYTES
 from gha_core.capture import open_capture
 from gha_core.errors import ParameterError, StageError
@@ -42,8 +43,10 @@ PRESETS = Path("presets")
 PER_TIMESTEP = ("ingest", "matting", "landmarks", "tracking")
 TRAINED = {"geometry": "geometry", "avatar": "training avatar"}
 # Views of the smaller and of the larger rehearsal, roughly; and training steps.
-_VIEWS = 40, 100
+_VIEWS = 24, 100
 _STEPS = 6
+_FEW_SCORES = {"max_views": 4, "video_frames": 4, "milestone_views": 1}
+_BUSY = 0.7  # processes per core
 _GIB = 2**30
 
 
@@ -70,13 +73,19 @@ class Forecast:
 
 @dataclass(frozen=True)
 class Plan:
-    """Forecasts of all stages, the capture in words, and what does not fit."""
+    """Forecasts of all stages, and what does not fit.
+
+    Attributes:
+        work: the capture in words; memory, disk: bytes that this machine has, and has free.
+        load: of this machine before the rehearsals, processes per core.
+    """
 
     subject: str
     work: str
     forecasts: list[Forecast]
     memory: float
     disk: float
+    load: float = 0.0
 
     @property
     def warnings(self) -> list[str]:
@@ -97,7 +106,11 @@ class Plan:
 
     @property
     def notes(self) -> list[str]:
-        return [
+        busy = [
+            f"This machine is busy ({self.load:.1f} processes per core), so the times are rough, "
+            "and too long for one at rest; memory and disk are as they will be."
+        ]
+        return busy * (self.load > _BUSY) + [
             f"gha run --jobs reckons with {needs_of(each.stage).memory:.1f} GiB for {each.stage}, "
             f"which will want {each.memory / _GIB:.1f}: choose --jobs so that they fit."
             for each in self.forecasts
@@ -128,6 +141,7 @@ def plan_subject(name: str, preset: str | None, say: Callable[[str], None]) -> P
             it would on all.
     """
     subject = find_subject(Path(), name)
+    load = os.getloadavg()[0] / (os.cpu_count() or 1)
     with tempfile.TemporaryDirectory(prefix="gha-plan-") as folder:
         scratch = Path(folder)
         _write_project(scratch, preset)
@@ -149,7 +163,7 @@ def plan_subject(name: str, preset: str | None, say: Callable[[str], None]) -> P
         timesteps = sum(counts.values())
         training = [n for n in counts if n not in splits.test_sequences] or list(counts)
         most = counts[max(training, key=lambda each: counts[each])]
-        few, more = (min(most, max(2, -(-views // cameras))) for views in _VIEWS)
+        few, more = (min(most, max(3, -(-views // cameras))) for views in _VIEWS)
         slices = [few, more] if few < more else [more]
         chosen = max(training, key=lambda each: counts[each])
 
@@ -174,8 +188,8 @@ def plan_subject(name: str, preset: str | None, say: Callable[[str], None]) -> P
                 part = {"sequences": [chosen], "max_frames": count} if stage == "ingest" else {}
                 measured[stage].append(rehearse(stage, count, part))
         for stage in ("geometry", "avatar", "evaluation"):
-            few_steps = {"steps": _STEPS} if stage in TRAINED else {}
-            measured[stage].append(rehearse(stage, slices[-1], few_steps))
+            little = {"steps": _STEPS} if stage in TRAINED else _FEW_SCORES
+            measured[stage].append(rehearse(stage, slices[-1], little))
         summary = read_json(scratch / str(slices[-1]) / "ingest" / "summary.json")
     stored = max(c["stored"][0] * c["stored"][1] for c in summary["cameras"].values())
     held_out = _held_out(splits)
@@ -191,8 +205,7 @@ def plan_subject(name: str, preset: str | None, say: Callable[[str], None]) -> P
             _kept_by_avatar(stored, timesteps * cameras, slices[-1] * cameras),
         ),
         _evaluation(
-            measured["evaluation"][0], params["evaluation"].params, held_out,
-            slices[-1] * cameras, timesteps * cameras,
+            measured["evaluation"][0], params["evaluation"].params, held_out, timesteps * cameras,
         ),
     ]  # fmt: skip
     side = summary["cameras"]
@@ -202,7 +215,7 @@ def plan_subject(name: str, preset: str | None, say: Callable[[str], None]) -> P
         f"{', '.join(sizes)}; {getattr(params['avatar'].params, 'steps', 0)} training steps"
     )
     machine = this_machine(1)
-    return Plan(name, work, forecasts, machine.memory * _GIB, shutil.disk_usage(".").free)
+    return Plan(name, work, forecasts, machine.memory * _GIB, shutil.disk_usage(".").free, load)
 
 
 def plan_table(plan: Plan) -> Table:
@@ -367,10 +380,17 @@ def _held_out(splits: Splits) -> int:
     return later + bool(splits.test_cameras) * (1 + later)
 
 
-def _evaluation(found: Measured, params: Any, tasks: int, rehearsed: int, views: int) -> Forecast:
+def _evaluation(found: Measured, params: Any, tasks: int, views: int) -> Forecast:
     assert isinstance(params, evaluation.Params)
-    pace = found.paces.get("scoring held-out views", 0.0)
-    most = params.max_views or views
-    scored = min(most * tasks, views)
-    seconds = found.seconds + pace * max(0, scored - min(most, rehearsed // 2))
-    return Forecast("evaluation", seconds, found.memory, found.size)
+    full = {
+        "scoring held-out views": min((params.max_views or views) * tasks, views),
+        "video": params.video_frames,
+        "scoring milestones": params.milestone_views * (len(SHARES) + 1),
+    }
+    done = {
+        "scoring held-out views": _FEW_SCORES["max_views"],
+        "video": _FEW_SCORES["video_frames"],
+        "scoring milestones": _FEW_SCORES["milestone_views"] * (len(SHARES) + 1),
+    }
+    more = sum(found.paces.get(bar, 0.0) * max(0, full[bar] - done[bar]) for bar in full)
+    return Forecast("evaluation", found.seconds + more, found.memory, found.size)

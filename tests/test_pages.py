@@ -3,16 +3,22 @@ straight lines."""
 
 from __future__ import annotations
 
+import hashlib
 import json
 import re
 import shutil
+import subprocess
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
 
 from flows import batch_report, compare, plan
+from gha_core.avatar import Avatar
 from gha_core.errors import ArtifactError, ParameterError
 from gha_core.evaluation.catalogue import METRICS
+from tasks import cross_identity
 
 SUBJECTS = "".join(
     f"  {name}: {{capture: x, format: auto, splits: {{}}, ingest: {{}}, matting: {{}}, "
@@ -66,6 +72,83 @@ def test_what_cannot_be_compared_gets_a_sentence(
     with pytest.raises(kind, match=sentence):
         compare.compare_subjects(items, None, None)
     assert not (project / "outputs").exists()
+
+
+def into_cache(folder: Path) -> dict[str, Any]:
+    """Put a folder into the project's DVC cache; returns its entry for dvc.lock."""
+
+    def store(data: bytes, suffix: str = "") -> str:
+        digest = hashlib.md5(data).hexdigest() + suffix
+        path = Path(".dvc/cache/files/md5", digest[:2], digest[2:])
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(data)
+        return digest
+
+    listing = [
+        {"md5": store(path.read_bytes()), "relpath": path.relative_to(folder).as_posix()}
+        for path in sorted(folder.rglob("*"))
+        if path.is_file()
+    ]
+    return {"path": str(folder), "md5": store(json.dumps(listing).encode(), ".dir")}
+
+
+@pytest.mark.slow
+def test_an_avatar_is_compared_with_itself_in_a_commit(
+    project: Path, tiny_artifacts: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shutil.rmtree(project / "data/subjects/ann")
+    shutil.copytree(tiny_artifacts, "data/subjects/ann")
+    stages = {
+        f"{stage}@ann": {"cmd": "x", "outs": [into_cache(Path("data/subjects/ann", stage))]}
+        for stage in compare.STAGES
+    }
+    Path("dvc.lock").write_text(json.dumps({"schema": "2.0", "stages": stages}))
+    for command in (["add", "-f", "dvc.lock"], ["commit", "-qm", "made"]):
+        identity = ["-c", "user.name=x", "-c", "user.email=x@x"]
+        subprocess.run(["git", *identity, *command], check=True)
+    monkeypatch.setattr(cross_identity, "FRAMES", 4)
+    monkeypatch.setattr(cross_identity, "CAMERAS", 2)
+    made = compare.compare_subjects(["ann", "ann@HEAD"], "ann:FREE", None)
+    assert made.notes == []
+    page = made.page.read_text()
+    assert page.count('alt="ann@HEAD"') == 3, "worst, median, largest difference"
+    assert not re.search(r'class="(better|worse)"', page), "no difference to itself"
+    assert "+0.00" in page
+    assert "Driven by ann:FREE: 4 frames, seen by 2 cameras" in page
+    assert not re.search(r'(?:src|href)="(?!data:)', page)
+    damaged = Path(".dvc/cache/files/md5", stages["avatar@ann"]["outs"][0]["md5"][:2])
+    shutil.rmtree(damaged)
+    with pytest.raises(ArtifactError, match="avatar of that revision is neither in DVC's cache"):
+        compare.compare_subjects(["ann", "ann@HEAD"], None, None)
+
+
+@pytest.mark.slow
+def test_quality_against_time_is_of_the_training(tiny_artifacts: Path) -> None:
+    summary = json.loads((tiny_artifacts / "evaluation/summary.json").read_text())
+    curve = [(row["step"], row["head_psnr_db"]) for row in summary["learning_curve"]]
+    assert [step for step, _ in curve] == [0, 2, 4, 8, 16, 28, 40]
+    assert curve[-1][1] > curve[0][1] + 1
+    metrics = json.loads((tiny_artifacts / "evaluation/metrics.json").read_text())
+    assert curve[-1][1] == pytest.approx(metrics["novel_expression"]["head"]["psnr"]["mean"], abs=2)
+    assert "of the gain of" in (tiny_artifacts / "evaluation/report.html").read_text()
+    images = {path.name for path in (tiny_artifacts / "evaluation/images").iterdir()}
+    assert {"learning.svg", "frames.svg", "losses.svg", "views.jpg", "rank_1_worst.jpg"} <= images
+
+
+@pytest.mark.slow
+def test_driven_by_itself_the_same_motion_is_found_again(
+    tiny_artifacts: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(cross_identity, "FRAMES", 6)
+    monkeypatch.setattr(cross_identity, "CAMERAS", 2)
+    avatar = Avatar.load(tiny_artifacts / "avatar")
+    tracking = tiny_artifacts / "tracking"
+    found = cross_identity.score(tiny_artifacts, avatar, tracking, "FREE")
+    assert (found.frames, found.cameras) == (6, 2)
+    assert 0 < found.apd < 6
+    assert 0 < found.aed < 0.15
+    assert found.csim is not None or "insightface" in found.missing
+    assert np.isfinite([found.aed, found.apd]).all()
 
 
 def measured(seconds: float, memory: float, pace: float = 0.0) -> plan.Measured:

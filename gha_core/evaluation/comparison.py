@@ -79,7 +79,7 @@ class Contender:
     @cached_property
     def photos(self) -> str:
         """Hash of the photos that it was made from; equal ones can be paired."""
-        lineage = read_json(self.artifacts / "avatar" / "avatar.json")["lineage"]
+        lineage = read_json(self.artifacts / "avatar" / "avatar.json").get("lineage", {})
         return str(lineage.get("ingest/frames.parquet", self.label))
 
 
