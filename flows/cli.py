@@ -370,32 +370,92 @@ def report(
 
 
 @app.command()
-def reenact(
+def view(
     name: Name,
-    driver: Annotated[
-        str, typer.Option(help="A sequence of NAME, another SUBJECT, or SUBJECT:SEQUENCE.")
-    ],
-    output: Annotated[Path | None, typer.Option(help="The video; default: in outputs/.")] = None,
-    camera: Annotated[
-        str | None, typer.Option(help="A camera of NAME; default: the most frontal one.")
-    ] = None,
-    height: Annotated[
-        int | None, typer.Option(min=16, help="Height of the avatar's picture, pixels.")
-    ] = None,
+    port: Annotated[int, typer.Option(min=1, max=65535, help="Of the web page.")] = 8080,
+    host: Annotated[
+        str, typer.Option(help="Listen at this address; any but the default lets others in.")
+    ] = "127.0.0.1",
+    open: Annotated[bool, typer.Option("--open", help="Open it in the browser.")] = False,
 ) -> None:
-    """Write a video of the avatar driven by another sequence or another subject.
+    """Look at the avatar in the browser: turn it, move its face, play its sequences.
 
-    Example: gha reenact anna --driver bert:FREE
+    Example: gha view anna --open
     """
-    output = output and output.expanduser().absolute()
     from flows import project
 
     project.enter()
     _chosen([name])
-    from flows.reenact import parse_driver, reenact
+    from flows.view import view
 
-    path = reenact(name, parse_driver(driver, name), camera, height, output)
+    def say(line: str) -> None:
+        console.print(line, highlight=False, markup=False, soft_wrap=True)
+
+    view(name, host, port, say, typer.launch if open else None)
+
+
+@app.command()
+def reenact(
+    name: Name,
+    driver: Annotated[
+        str,
+        typer.Option(
+            help="A sequence of NAME, another SUBJECT, SUBJECT:SEQUENCE, a video of anyone, a CSV "
+            "or JSON of ARKit coefficients, or webcam (webcam:1 for the second)."
+        ),
+    ],
+    output: Annotated[Path | None, typer.Option(help="The video; default: in outputs/.")] = None,
+    camera: Annotated[
+        str,
+        typer.Option(help="front, orbit, driver (as the driver was filmed), or a camera of NAME."),
+    ] = "front",
+    swing: Annotated[
+        float, typer.Option(min=0, max=180, help="Of the orbit to each side, degrees.")
+    ] = 30.0,
+    height: Annotated[
+        int | None, typer.Option(min=16, max=4320, help="Of the avatar's picture, pixels.")
+    ] = None,
+    width: Annotated[
+        int | None, typer.Option(min=16, max=7680, help="Of the avatar's picture, pixels.")
+    ] = None,
+    head_pose: Annotated[bool, typer.Option(help="Move the head, too.")] = True,
+    rest: Annotated[
+        str,
+        typer.Option(
+            help="auto: expressions relative to the driver's face at rest; keep: as they are."
+        ),
+    ] = "auto",
+    smooth: Annotated[
+        float, typer.Option(min=0, max=5, help="Smooth the motion over so many seconds.")
+    ] = 0.0,
+    beside: Annotated[bool, typer.Option(help="Show the driver beside the avatar.")] = True,
+    seconds: Annotated[
+        float, typer.Option(min=0.1, max=600, help="How long the webcam is filmed.")
+    ] = 10.0,
+    write_csv: Annotated[
+        Path | None,
+        typer.Option(help="Also write what the avatar does as a CSV of ARKit coefficients."),
+    ] = None,
+) -> None:
+    """Write a video of the avatar driven by another sequence, another person, or a file.
+
+    Example: gha reenact anna --driver bert:FREE --camera orbit
+    """
+    from flows import project
+
+    here = Path.cwd()
+    project.enter()
+    _chosen([name])
+    from flows.drivers import find_driver
+    from flows.reenact import Options, reenact
+
+    options = Options(camera, swing, height, width, head_pose, rest, smooth, beside)
+    found = find_driver(driver, name, seconds, here)
+    output, write_csv = (file and here / file.expanduser() for file in (output, write_csv))
+    path = reenact(name, found, options, output, write_csv)
     console.print(f"video: {path.resolve()}", highlight=False, soft_wrap=True)
+    if write_csv:
+        console.print(f"coefficients: {write_csv}", highlight=False, soft_wrap=True)
 
 
 @app.command()

@@ -50,3 +50,13 @@ def tiny_artifacts(tmp_path_factory: pytest.TempPathFactory, tiny_capture: Path)
     from tiny_run import make
 
     return make(tmp_path_factory.mktemp("tiny"), tiny_capture)
+
+
+@pytest.fixture(scope="session")
+def tiny_project(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A project whose one subject, ``tiny_avatar.NAME``, has an avatar; copy it to change it."""
+    from tiny_avatar import make_project
+
+    root = tmp_path_factory.mktemp("tiny_project")
+    make_project(root)
+    return root

@@ -42,7 +42,7 @@ from gha_core.evaluation.report import Report, Strip, error_map, line_plot, rend
 from gha_core.evaluation.scoring import evenly, side_by_side
 from gha_core.losses.lpips import FILES, Lpips, find_weights
 from gha_core.pose import HeadPose
-from gha_core.reenactment import Motion, at_height, frontal_camera, retarget
+from gha_core.reenactment import Motion, at_size, frontal_camera, retarget
 from gha_core.tracked_face import TrackedFace
 
 RNG = np.random.default_rng(0)
@@ -177,7 +177,7 @@ def test_the_frontal_camera_is_the_one_the_face_looks_at() -> None:
         256,
     )
     assert frontal_camera([side, frontal()], [POSE]).name == "front"
-    assert at_height(frontal(), 512).width == 512
+    assert at_size(frontal(), 512).width == 512
 
 
 def test_evenly_spaced() -> None:

@@ -124,37 +124,49 @@ class Avatar:
         Raises:
             ArtifactError: a file is missing or damaged, or of another schema version.
         """
-        description = read_json(folder / DESCRIPTION_FILE)
-        version = description.get("schema_version")
+        about, path = folder / DESCRIPTION_FILE, folder / WEIGHTS_FILE
+        description = read_json(about)
+        version = description.get("schema_version") if isinstance(description, dict) else None
         if version != SCHEMA_VERSION:
+            newer = isinstance(version, int) and version > SCHEMA_VERSION
             raise ArtifactError(
-                f"{folder / DESCRIPTION_FILE} is of schema version {version}, this code reads "
-                f"version {SCHEMA_VERSION}. Run the avatar stage again."
+                f"{about} is of schema version {version}, this code reads version "
+                f"{SCHEMA_VERSION}. {'Update gha, or run' if newer else 'Run'} the avatar stage "
+                "again."
             )
-        config: dict[str, Any] = description["config"]
-        # Later additions to the configuration have defaults that describe avatars without them.
-        sizes = {field.name for field in fields(HeadConfig)} & config.keys()
-        head = GaussianHead(HeadConfig(**{name: config[name] for name in sizes}))
-        width = config["super_resolution_width"]
-        upsampler = SuperResolution(config["channels"], width) if width else None
-        avatar = Avatar(
-            head,
-            upsampler,
-            config["sharp"],
-            tuple(description["expression_names"]),
-            description["lineage"],
-            description["licences"],
-        )
-        path = folder / WEIGHTS_FILE
+        try:
+            config: dict[str, Any] = description["config"]
+            # Without memory, until the file is known to hold tensors of these sizes.
+            with torch.device("meta"):
+                # Later additions to the configuration have defaults that describe avatars
+                # without them.
+                sizes = {field.name for field in fields(HeadConfig)} & config.keys()
+                head = GaussianHead(HeadConfig(**{name: config[name] for name in sizes}))
+                width = config["super_resolution_width"]
+                upsampler = SuperResolution(config["channels"], width) if width else None
+            avatar = Avatar(
+                head,
+                upsampler,
+                bool(config["sharp"]),
+                tuple(map(str, description["expression_names"])),
+                dict(description["lineage"]),
+                dict(description["licences"]),
+            )
+        except (KeyError, TypeError, ValueError, RuntimeError) as error:
+            raise ArtifactError(
+                f"{about} does not describe an avatar ({type(error).__name__}: {error}). Run the "
+                "avatar stage again."
+            ) from None
         try:
             tensors = load_file(path)
             for part, module in avatar._parts().items():
                 module.load_state_dict(
                     {
-                        name.removeprefix(f"{part}."): tensor
+                        name.removeprefix(f"{part}."): tensor.float()
                         for name, tensor in tensors.items()
                         if name.startswith(f"{part}.")
-                    }
+                    },
+                    assign=True,
                 )
         except FileNotFoundError:
             raise ArtifactError(f"{path} does not exist. Run the avatar stage.") from None

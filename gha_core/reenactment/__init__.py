@@ -1,5 +1,7 @@
-"""Driving an avatar with motion that was tracked elsewhere."""
+"""Driving an avatar with the motion of another sequence, another person, or a file."""
 
-from gha_core.reenactment.motion import Motion, at_height, frontal_camera, read_motion, retarget
+from gha_core.reenactment.cameras import at_size, frontal_camera
+from gha_core.reenactment.motion import Motion, read_motion
+from gha_core.reenactment.retargeting import retarget
 
-__all__ = ["Motion", "at_height", "frontal_camera", "read_motion", "retarget"]
+__all__ = ["Motion", "at_size", "frontal_camera", "read_motion", "retarget"]

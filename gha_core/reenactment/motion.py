@@ -1,19 +1,22 @@
-"""Driving an avatar with tracked motion: of another sequence, or of another subject."""
+"""What a driver does: head pose and expression of every timestep."""
 
 from __future__ import annotations
 
+import json
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.spatial.transform import Rotation
+from safetensors import SafetensorError, safe_open
 
 from gha_core.artifacts import schemas
 from gha_core.artifacts.tables import read_rows
-from gha_core.cameras import Camera
-from gha_core.errors import ArtifactError
+from gha_core.errors import ArtifactError, ParameterError
 from gha_core.pose import HeadPose
+
+Coefficients = NDArray[np.float32]
 
 
 @dataclass(frozen=True)
@@ -21,13 +24,13 @@ class Motion:
     """Pose and expression of one timestep of a driver.
 
     Attributes:
-        expression: [E] float32 coefficients, in the face model's order.
+        expression: [E] float32 coefficients.
     """
 
     sequence: str
     timestep: int
     pose: HeadPose
-    expression: NDArray[np.float32]
+    expression: Coefficients
 
 
 def read_motion(tracking: Path, sequence: str | None = None) -> list[Motion]:
@@ -54,46 +57,47 @@ def read_motion(tracking: Path, sequence: str | None = None) -> list[Motion]:
     ]
 
 
-def retarget(driver: list[Motion], target: list[Motion]) -> list[Motion]:
-    """A driver's motion for another person's head: their own size, place and facing, the driver's
-    movement.
+def read_expression_names(tracking: Path) -> tuple[str, ...]:
+    """What the tracked coefficients mean, in order.
 
-    The two captures may have different worlds (one video's is its camera's, y down), so only
-    movement is carried over: rotation and translation relative to the driver's mean pose, in the
-    frame of that mean head and in head lengths, on top of the target's mean pose. The expression
-    coefficients, whose meaning (ARKit) is shared by all subjects, are the driver's.
+    Raises:
+        ArtifactError: ``identity.safetensors`` is missing or damaged.
     """
-    scale = float(np.median([motion.pose.scale for motion in target]))
-    centre = np.mean([motion.pose.translation for motion in target], axis=0)
-    origin = np.mean([motion.pose.translation for motion in driver], axis=0)
-    facing, turned = _mean_rotation(target), _mean_rotation(driver)
+    path = tracking / "identity.safetensors"
+    try:
+        with safe_open(path, "np") as file:
+            return tuple(json.loads((file.metadata() or {})["expression_names"]))
+    except FileNotFoundError:
+        raise ArtifactError(f"{path} does not exist. Run the tracking stage.") from None
+    except (SafetensorError, KeyError, ValueError) as error:
+        raise ArtifactError(f"{path} is damaged ({error}). Run the tracking stage again.") from None
+
+
+def in_terms_of(
+    wanted: Sequence[str], motions: Sequence[Motion], names: Sequence[str]
+) -> list[Motion]:
+    """``motions`` with their coefficients in the order ``wanted``; 0 for those that they lack.
+
+    Args:
+        names: of the coefficients as they are.
+
+    Raises:
+        ParameterError: the two have no name in common.
+    """
+    if tuple(wanted) == tuple(names):
+        return list(motions)
+    place = {name: index for index, name in enumerate(names)}
+    common = [(index, place[name]) for index, name in enumerate(wanted) if name in place]
+    if not common:
+        raise ParameterError(
+            f"The driver's coefficients ({names[0]}, …) and the avatar's ({wanted[0]}, …) have no "
+            "name in common: they were tracked with different face models. Track the driver with "
+            "the avatar's (tracking.face_model)."
+        )
+    to, source = (list(indices) for indices in zip(*common, strict=True))
     moved = []
-    for motion in driver:
-        offset = turned.inv().apply(motion.pose.translation - origin) * (scale / motion.pose.scale)
-        rotation = facing * turned.inv() * Rotation.from_rotvec(motion.pose.rotation)
-        pose = HeadPose(rotation.as_rotvec(), centre + facing.apply(offset), scale)
-        moved.append(replace(motion, pose=pose))
+    for motion in motions:
+        expression = np.zeros(len(wanted), np.float32)
+        expression[to] = motion.expression[source]
+        moved.append(replace(motion, expression=expression))
     return moved
-
-
-def _mean_rotation(motions: list[Motion]) -> Rotation:
-    return Rotation.from_rotvec([motion.pose.rotation for motion in motions]).mean()
-
-
-def frontal_camera(cameras: list[Camera], poses: list[HeadPose]) -> Camera:
-    """The camera that the face looks at most directly, over all poses."""
-
-    def facing(camera: Camera) -> float:
-        scores = []
-        for pose in poses:
-            towards = camera.centre - pose.translation
-            scores.append(pose.matrix[:, 2] @ towards / np.linalg.norm(towards))
-        return float(np.mean(scores))
-
-    return max(sorted(cameras, key=lambda camera: camera.name), key=facing)
-
-
-def at_height(camera: Camera, size: int) -> Camera:
-    """``camera`` at ``size`` pixels high, same field of view, width rounded to even."""
-    width = max(2, 2 * round(camera.width * size / camera.height / 2))
-    return camera.resized(width, size)
