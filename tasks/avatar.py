@@ -99,11 +99,11 @@ class Params(StageParams):
         True, description="start on the geometry stage's mesh; false: on the face model's"
     )
     relocations: int = Field(
-        0,
+        6,
         ge=0,
         description="how often, in the first half, Gaussians move to where the error is",
     )
-    relocated: float = Field(0.05, gt=0, le=0.3, description="share that moves each time")
+    relocated: float = Field(0.08, gt=0, le=0.3, description="share that moves each time")
     reach: tuple[float, float] = Field(
         (0.15, 0.25),
         description="distances from the landmarks (head lengths) within which only the expression "
