@@ -8,7 +8,7 @@ import numpy as np
 import torch
 
 from gha_core.dataset import Dataset, View
-from gha_core.evaluation.metrics import psnr
+from gha_core.evaluation.metrics import psnr, squared_error
 from gha_core.evaluation.regions import TrackedFace, region_masks
 from gha_core.evaluation.scoring import Drivable
 from gha_core.export.splats import Splats
@@ -28,7 +28,7 @@ def likeness(splats: Splats, targets: Sequence[Target]) -> float:
             (image.clamp(0, 1) * 255).round().to(torch.uint8).numpy()
             for image in (target.over(white), picture)
         )
-        values.append(psnr(*pair, target.alpha[..., 0].numpy() > 0))
+        values.append(psnr(squared_error(*pair), target.alpha[..., 0].numpy() > 0))
     return float(np.mean(values))
 
 
@@ -45,8 +45,7 @@ def against_truth(
         truth = dataset.over_white(view)
         first, _ = full.render(camera, pose, expression)
         second, _ = less.render(camera, pose, expression)
-        rows.append(
-            [psnr(truth, first, head), psnr(truth, second, head), psnr(first, second, head)]
-        )
+        pairs = (truth, first), (truth, second), (first, second)
+        rows.append([psnr(squared_error(*pair), head) for pair in pairs])
     full_value, less_value, between = np.nanmean(rows, axis=0).tolist()
     return full_value, less_value, between
