@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -41,7 +42,7 @@ def test_all_presets_name_the_same_parameters_and_cpu_is_the_default() -> None:
 
 
 def test_a_preset_replaces_what_it_names_and_leaves_all_else(tmp_path: Path) -> None:
-    before = reference().replace("seed: 0", "seed: 5").replace("max_views: 48", "max_views: 77")
+    before = re.sub(r"max_views: \d\d", "max_views: 77", reference().replace("seed: 0", "seed: 5"))
     (tmp_path / PARAMS_FILE).write_text(before)
     presets.use(tmp_path, "paper")
     paper = dict(_leaves(read_yaml(tmp_path / PARAMS_FILE)))
