@@ -64,6 +64,8 @@ def compare_subjects(items: Sequence[str], driver: str | None, output: Path | No
             "Name at least two to compare, for example: gha compare anna bert, or: gha compare "
             "anna anna@HEAD~1"
         )
+    if output is not None and output.is_dir():
+        raise ParameterError(f"--output {output} is a folder; name the file to write.")
     with tempfile.TemporaryDirectory(prefix="gha-compare-") as scratch:
         contenders = [
             Contender(label, _artifacts(label, Path(scratch) / str(place)))
@@ -171,6 +173,7 @@ def locked(revision: str) -> dict[str, Any]:
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode:
         why = (done.stderr.strip().splitlines() or ["git failed"])[-1].removeprefix("fatal: ")
+        why = why.rstrip(".")
         raise ParameterError(f"There is no dvc.lock at the revision {revision!r}: {why}.")
     try:
         return YAML(typ="safe").load(done.stdout).get("stages") or {}
