@@ -190,9 +190,10 @@ def _link(md5: str, to: Path) -> None:
         try:
             dvc_bridge.fetch_object(md5, content)
         except (GhaError, OSError) as error:
+            why = " ".join(str(error).split()).rstrip(".")
             raise ArtifactError(
                 f"{to.name} of that revision is neither in DVC's cache nor to be had from the "
-                f"remote ({error}). Check the commit out and run: gha run"
+                f"remote ({why}). Check the commit out and run: gha run"
             ) from None
     if not md5.endswith(".dir"):
         to.symlink_to(content.resolve())
