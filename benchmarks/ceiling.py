@@ -26,7 +26,7 @@ from gha_core.artifacts.stage_folder import read_json
 from gha_core.compositing import over_white
 from gha_core.dataset import Dataset, View
 from gha_core.evaluation.catalogue import TASKS
-from gha_core.evaluation.metrics import masked_mean, psnr, squared_error, ssim_map
+from gha_core.evaluation.metrics import masked_mean, psnr_of, squared_error, ssim_map
 from gha_core.evaluation.regions import region_masks
 from gha_core.splits import Splits
 from gha_core.synthetic import capture
@@ -77,7 +77,7 @@ def main() -> None:
             row = []
             for region in REGIONS:
                 mask = masks[region] & inside
-                row += [psnr(error, mask), masked_mean(similarity, mask)]
+                row += [psnr_of(error, mask), masked_mean(similarity, mask)]
             scores.setdefault(name, []).append(row)
     names = [f"{region} {metric}" for region in REGIONS for metric in ("psnr", "ssim")]
     figures = {

@@ -64,6 +64,8 @@ def compare_subjects(items: Sequence[str], driver: str | None, output: Path | No
             "Name at least two to compare, for example: gha compare anna bert, or: gha compare "
             "anna anna@HEAD~1"
         )
+    if output is not None and output.is_dir():
+        raise ParameterError(f"--output {output} is a folder; name the file to write.")
     with tempfile.TemporaryDirectory(prefix="gha-compare-") as scratch:
         contenders = [
             Contender(label, _artifacts(label, Path(scratch) / str(place)))
@@ -171,6 +173,7 @@ def locked(revision: str) -> dict[str, Any]:
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode:
         why = (done.stderr.strip().splitlines() or ["git failed"])[-1].removeprefix("fatal: ")
+        why = why.rstrip(".")
         raise ParameterError(f"There is no dvc.lock at the revision {revision!r}: {why}.")
     try:
         return YAML(typ="safe").load(done.stdout).get("stages") or {}
@@ -187,9 +190,10 @@ def _link(md5: str, to: Path) -> None:
         try:
             dvc_bridge.fetch_object(md5, content)
         except (GhaError, OSError) as error:
+            why = " ".join(str(error).split()).rstrip(".")
             raise ArtifactError(
                 f"{to.name} of that revision is neither in DVC's cache nor to be had from the "
-                f"remote ({error}). Check the commit out and run: gha run"
+                f"remote ({why}). Check the commit out and run: gha run"
             ) from None
     if not md5.endswith(".dir"):
         to.symlink_to(content.resolve())

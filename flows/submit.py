@@ -26,6 +26,8 @@ def submit_nersemble(
     """
     if task not in BENCHMARKS:
         raise ParameterError(f"There is no task {task!r}; there are: {', '.join(BENCHMARKS)}.")
+    if output is not None and output.is_dir():
+        raise ParameterError(f"--output {output} is a folder; name the zip to write.")
     entrants = [_entrant(name) for name in dict.fromkeys(names)]
     path = output or OUTPUTS / f"nersemble_{task}.zip"
     return path, pack(BENCHMARKS[task], entrants, path, partial)

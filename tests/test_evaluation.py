@@ -33,7 +33,6 @@ from gha_core.evaluation.metrics import (
     keypoint_distance,
     masked_mean,
     psnr,
-    squared_error,
     ssim_map,
 )
 from gha_core.evaluation.optional_metrics import optional_metrics
@@ -96,10 +95,9 @@ def test_psnr_counts_only_the_masked_pixels() -> None:
     image[:5] += 51
     mask = np.zeros((10, 10), bool)
     mask[:5] = True
-    error = squared_error(truth, image)
-    assert psnr(error, mask) == pytest.approx(-20 * np.log10(0.2))
-    assert psnr(error, ~mask) == 100
-    assert np.isnan(psnr(error, np.zeros_like(mask)))
+    assert psnr(truth, image, mask) == pytest.approx(-20 * np.log10(0.2))
+    assert psnr(truth, image, ~mask) == 100
+    assert np.isnan(psnr(truth, image, np.zeros_like(mask)))
 
 
 def test_ssim_is_one_for_equal_images_and_falls_where_they_differ() -> None:

@@ -23,12 +23,17 @@ def squared_error(truth: Image, image: Image) -> Map:
     return ((difference * difference).sum(-1) / np.float32(3 * 255**2)).astype(np.float32)
 
 
-def psnr(error: Map, mask: Mask) -> float:
+def psnr(truth: Image, image: Image, mask: Mask) -> float:
     """Peak signal-to-noise ratio in dB over the pixels of ``mask`` alone; NaN if it is empty.
 
-    The mean of ``error`` (of :func:`squared_error`) is over masked pixels, so a background that
-    both images share does not raise the score. Capped at 100 dB for equal images.
+    The mean is over masked pixels, so a background that both images share does not raise the
+    score. Capped at 100 dB for equal images.
     """
+    return psnr_of(squared_error(truth, image), mask)
+
+
+def psnr_of(error: Map, mask: Mask) -> float:
+    """:func:`psnr` from the :func:`squared_error`, where several masks share one."""
     if not mask.any():
         return float("nan")
     return float(-10.0 * np.log10(max(float(error[mask].mean(dtype=np.float64)), 1e-10)))

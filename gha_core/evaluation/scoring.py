@@ -21,6 +21,7 @@ from gha_core.evaluation.metrics import (
     keypoint_distance,
     masked_mean,
     psnr,
+    psnr_of,
     squared_error,
     ssim_map,
 )
@@ -97,15 +98,15 @@ class Judge:
         error, similarity = squared_error(truth, image), ssim_map(truth, image)
         values: dict[tuple[str, str], float] = {}
         for region, mask in masks.items():
-            values[region, "psnr"] = psnr(error, mask)
+            values[region, "psnr"] = psnr_of(error, mask)
             values[region, "ssim"] = masked_mean(similarity, mask)
         if view.part == self.frozen:
             frozen, _ = avatar.render(camera, pose, np.zeros_like(expression))
-            still = psnr(squared_error(truth, frozen), masks["mouth_eyes"])
+            still = psnr(truth, frozen, masks["mouth_eyes"])
             values["mouth_eyes", "psnr_expression_frozen"] = still
         mean = self.means.get(view.camera, self.means.get(""))
         if mean is not None:
-            values["head", "psnr_mean_image"] = psnr(squared_error(truth, mean), masks["head"])
+            values["head", "psnr_mean_image"] = psnr(truth, mean, masks["head"])
         values["full", "akd"] = self._keypoints(truth, image)
         for name, metric in self.optional.items():
             values["full", name] = metric(truth, image)
@@ -114,7 +115,7 @@ class Judge:
     def head_psnr(self, avatar: Drivable, view: View) -> float:
         """That score alone, dB."""
         image, _ = avatar.render(self.dataset.cameras[view.camera], *view.motion)
-        return psnr(squared_error(self.dataset.over_white(view), image), self.masks(view)["head"])
+        return psnr(self.dataset.over_white(view), image, self.masks(view)["head"])
 
     def _keypoints(self, truth: Image, image: Image) -> float:
         seen, rendered = self.detector.detect(truth), self.detector.detect(image)
