@@ -49,6 +49,11 @@ VARIANTS: dict[str, dict[str, Any]] = {
     },
     "no perceptual loss": {"weights": {"perceptual": 0.0}},
     "no structural loss": {"weights": {"structure": 0.0}},
+    "structure 2": {"weights": {"structure": 2.0}},
+    "structure 2, no perceptual loss": {"weights": {"structure": 2.0, "perceptual": 0.0}},
+    "the same, no super-resolution": {
+        "weights": {"structure": 2.0, "perceptual": 0.0}, "super_resolution_width": 0,
+    },
     "no pose correction": {"rates": {"pose_correction": 0.0}},
     "expression correction": {"rates": {"expression_correction": 5e-3}},
     "no pose shading": {"pose_shading": False},
@@ -108,7 +113,7 @@ def score(
     inputs = Inputs(artifacts.name, artifacts, "auto", folder, folder / "work", splits, seed)
     inputs.work.mkdir(parents=True, exist_ok=True)
     for stage in ("ingest", "matting", "landmarks", "tracking", "geometry"):
-        if not (folder / stage).exists():
+        if (artifacts / stage).exists() and not (folder / stage).exists():
             (folder / stage).symlink_to((artifacts / stage).resolve())
     began = time.process_time()
     if not (folder / "avatar").exists():
