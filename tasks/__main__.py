@@ -24,6 +24,7 @@ from pathlib import Path
 
 from gha_core.artifacts import schemas, stage_folder, tables
 from gha_core.errors import ArtifactError, GhaError
+from gha_core.memory import keep_freed_memory
 from gha_core.splits import Splits
 from tasks import work_folder
 from tasks.origin import read_origin
@@ -39,6 +40,7 @@ def main(arguments: list[str]) -> int:
         print(f"usage: python -m tasks STAGE SUBJECT\nstages: {', '.join(STAGES)}", file=sys.stderr)
         return USER_ERROR
     _die_with_dvc()
+    keep_freed_memory()
     stage, subject = arguments
     try:
         run_stage(Path.cwd(), stage, subject)

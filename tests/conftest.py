@@ -10,10 +10,13 @@ from pathlib import Path
 import pytest
 from browser import browser, page, screenshots  # noqa: F401  fixtures
 
+from gha_core.memory import keep_freed_memory
+
 
 @pytest.fixture(autouse=True, scope="session")
 def own_folders(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     """DVC's site cache, Prefect's home and the like are this session's."""
+    keep_freed_memory()  # as every stage does
     folder = tmp_path_factory.mktemp("home")
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("DVC_SITE_CACHE_DIR", str(folder / "dvc"))

@@ -7,10 +7,9 @@ the ones behind it.
 
 from __future__ import annotations
 
-import ctypes
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from functools import cache, partial
+from functools import partial
 from pathlib import Path
 
 import av
@@ -20,6 +19,7 @@ from av.video.reformatter import VideoReformatter
 
 from gha_core.artifacts.images import Image
 from gha_core.errors import CaptureError
+from gha_core.memory import keep_freed_memory
 
 
 @dataclass(frozen=True)
@@ -116,7 +116,7 @@ def read_frames(
     if expected is None:
         return
     last, damaged = -1, False
-    _keep_freed_memory()
+    keep_freed_memory()
     # One for all frames: setting one up takes a third as long as the conversion, which follows the
     # colour matrix that the file names, BT.601 where it names none.
     colours = partial(VideoReformatter().reformat, format="rgb24", threads=threads)
@@ -191,19 +191,6 @@ def _first_frame(
         if frames:
             return frames[0]
     return None
-
-
-@cache
-def _keep_freed_memory() -> None:
-    """Let the C library keep the memory of freed pictures, as far as it is glibc: to give every
-    picture's back to the system and ask for it again costs a quarter of the decoding."""
-    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
-    if mallopt is not None:
-        for option, size in ((_TRIM_THRESHOLD, 1 << 28), (_MMAP_THRESHOLD, 1 << 25)):
-            mallopt(option, size)
-
-
-_TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3  # glibc's malloc.h
 
 
 def _upright(rgb: av.VideoFrame, quarters: int) -> Image:

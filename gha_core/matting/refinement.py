@@ -6,7 +6,6 @@ from typing import Literal
 
 import cv2
 import numpy as np
-import scipy.sparse
 from numpy.typing import NDArray
 
 from gha_core.artifacts.images import Image
@@ -169,6 +168,7 @@ def _closed_form(
     """Levin's closed form with a data term: (L + D) a = D v, where D is how far ``value`` is
     believed and L the matting Laplacian."""
     # Imported here: pymatting compiles on import, which only those who ask for it should pay.
+    import scipy.sparse
     from pymatting import cf_laplacian, cg, ichol
 
     height, width = trimap.shape

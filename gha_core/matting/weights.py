@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
 from gha_core.artifacts.images import Image
@@ -99,6 +98,8 @@ class _TorchScript:
     """Runs in float32 on the processor, whatever precision the file has."""
 
     def __init__(self, file: Path, published: Published, settings: dict[str, Any]) -> None:
+        import torch  # takes seconds, which only those who ask for it should pay
+
         try:
             module = torch.jit.load(str(file), map_location="cpu").eval().float()
         except (RuntimeError, ValueError) as error:
@@ -118,6 +119,8 @@ class _TorchScript:
         self._published = published
 
     def __call__(self, *inputs: Floats | float | None) -> list[Floats]:
+        import torch
+
         tensors = [
             torch.from_numpy(value) if isinstance(value, np.ndarray) else value for value in inputs
         ]

@@ -12,6 +12,7 @@ from pathlib import Path
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 from gha_core.errors import GhaError
+from gha_core.memory import keep_freed_memory
 from gha_core.synthetic.capture import SEQUENCES, SIZES, film
 
 
@@ -30,6 +31,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--noise", type=float, help="sensor noise, 8-bit levels")
     parser.add_argument("--workers", type=int, help="processes; one per processor by default")
     given = parser.parse_args(arguments)
+    keep_freed_memory()
     names = ("seed", "subject", "cameras", "timesteps", "width", "fps", "noise")
     changes = {name: getattr(given, name) for name in names if getattr(given, name) is not None}
     if "timesteps" in changes:

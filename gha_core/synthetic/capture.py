@@ -28,6 +28,7 @@ from gha_core.artifacts.images import encode_jpeg
 from gha_core.cameras import Camera
 from gha_core.errors import ParameterError
 from gha_core.faces import FaceModel, head_model
+from gha_core.memory import keep_freed_memory
 from gha_core.pose import HeadPose
 from gha_core.progress import track
 from gha_core.synthetic import light, shapes, studio, truth
@@ -179,7 +180,8 @@ def _crew(workers: int) -> Iterator[Callable[..., Iterator[_Shot]]]:
     if workers == 1:
         yield map
         return
-    with ProcessPoolExecutor(workers, multiprocessing.get_context("spawn")) as pool:
+    spawn = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(workers, spawn, keep_freed_memory) as pool:
         yield pool.map
 
 
