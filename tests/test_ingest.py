@@ -219,8 +219,8 @@ def test_a_second_person_does_not_widen_the_crop(face: Image) -> None:
         return image
 
     crop = frame_face([photo(*sides) for sides in ((256, 220), (220, 250), (250, 210))], 256, "us")
-    assert crop.width < 320
-    assert abs(crop.x + crop.width / 2 - 150) < 40
+    assert crop.width < 450, "both together need 650"
+    assert crop.x + crop.width / 2 < 200
 
 
 def test_a_clip_without_a_face_says_so(tmp_path: Path) -> None:

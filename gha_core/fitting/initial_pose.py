@@ -25,6 +25,7 @@ MAX_OFFSET = 0.75  # head lengths between the origins that two views see
 PLAUSIBLE_SIZE = (0.6, 1.6)  # head length over that of the mean person
 _STRAY = 0.2  # median reprojection error over the spread of the points; else some are wild
 _ROUNDS = 10
+_NARROW = 1e-4  # variance of the rays' slopes
 UNITS = (1 / 30, 30.0)  # beyond these the head's size is an error rather than another unit
 
 
@@ -111,13 +112,16 @@ def _pnp(shape: Floats, pixels: Floats, K: Floats) -> tuple[Floats, Floats] | No
     if usable.sum() < 6:
         return None
     shape, pixels = shape[usable], pixels[usable]
-    found, turn, place = cv2.solvePnP(shape, pixels, K, None, flags=cv2.SOLVEPNP_SQPNP)
+    # OpenCV's SQPnP raises where all rays are nearly parallel: a face far away through a long lens.
+    narrow = float(np.var(pixels, axis=0).sum()) < _NARROW * K[0, 0] ** 2
+    method = cv2.SOLVEPNP_EPNP if narrow else cv2.SOLVEPNP_SQPNP
+    found, turn, place = cv2.solvePnP(shape, pixels, K, None, flags=method)
     usual = float(np.median(np.linalg.norm(pixels - np.median(pixels, axis=0), axis=1)))
     away = cv2.projectPoints(shape, turn, place, K, None)[0][:, 0] - pixels if found else np.inf
     if not np.median(np.linalg.norm(np.atleast_2d(away), axis=1)) < _STRAY * usual:
         # Wild points pull all others away; a consensus of few points costs more and is coarser.
         found, turn, place, _ = cv2.solvePnPRansac(
-            shape, pixels, K, None, reprojectionError=_STRAY * usual, flags=cv2.SOLVEPNP_SQPNP
+            shape, pixels, K, None, reprojectionError=_STRAY * usual, flags=method
         )
     if not found or place[2, 0] <= 0:
         return None
