@@ -13,6 +13,9 @@ from gha_core.pose import HeadPose
 from gha_core.reenactment.motion import Coefficients, Motion
 
 _RESTING, _FULLY = 0.25, 0.99  # quantiles over a recording
+# Who speaks hardly rests the mouth; a higher quantile would keep the avatar's closed.
+_RESTING_MOUTH = 0.02
+_MOUTH = ("cheek", "jaw", "mouth", "tongue")
 _NOISE = 0.1  # who never goes this far beyond rest has not blinked
 _COMPLETE = ("eyeBlinkLeft", "eyeBlinkRight")
 # Coefficients that are two ends of one movement: less than nothing of one is some of the other.
@@ -76,10 +79,16 @@ class Habit:
 
     @staticmethod
     def of(motions: Sequence[Motion], names: Sequence[str]) -> Habit:
-        """Of a recording. At rest is what a coefficient stays above most of the time; of movements
-        with two ends, the middle."""
+        """Of a recording. At rest is what a coefficient stays above most of the time, or always
+        around the mouth; of movements with two ends, the middle."""
         expressions = np.array([motion.expression for motion in motions])
-        lowest = np.quantile(expressions, _RESTING, axis=0)
+        levels = [_RESTING_MOUTH if name.startswith(_MOUTH) else _RESTING for name in names]
+        lowest = np.array(
+            [
+                np.quantile(column, level)
+                for column, level in zip(expressions.T, levels, strict=True)
+            ]
+        )
         for one, other in _pairs(names):
             middle = np.median(expressions[:, one] - expressions[:, other])
             lowest[one], lowest[other] = max(middle, 0), max(-middle, 0)

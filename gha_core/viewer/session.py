@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from dataclasses import dataclass
 from threading import Event, Thread
+from typing import Any
 
 import numpy as np
 import viser
@@ -118,11 +119,12 @@ class Session:
 
         def by_hand(_: object = None) -> None:
             if not self._following and self._playing:
-                panel.play.value = False
+                _put(panel.play, False)
             touched()
 
         self._client.camera.on_update(touched)
-        for handle in (panel.mode, panel.camera, *panel.layers.values()):
+        handles: list[Any] = [panel.mode, panel.camera, *panel.layers.values()]
+        for handle in handles:
             handle.on_update(touched)
         for slider in (
             *panel.expression.values(),
@@ -146,7 +148,7 @@ class Session:
         self._following = True
         with self._client.atomic():
             for slider, value in zip(sliders.values(), values, strict=True):
-                slider.value = float(np.clip(round(float(value), 4), slider.min, slider.max))
+                _put(slider, float(np.clip(round(float(value), 4), slider.min, slider.max)))
         self._following = False
         self._changed.set()
 
@@ -164,7 +166,7 @@ class Session:
         self._panel.timestep.max = max(1, len(self._moments) - 1)
         self._began = (time.monotonic(), 0) if self._playing else None
         self._following = True
-        self._panel.timestep.value = 0
+        _put(self._panel.timestep, 0)
         self._following = False
         self._follow()
 
@@ -186,7 +188,7 @@ class Session:
 
     def _look_through(self, name: str) -> None:
         """Go to where a camera of the capture stands."""
-        self._panel.camera.value = name
+        _put(self._panel.camera, name)
         camera = self._subject.dataset.cameras[name]
         distance = float(np.linalg.norm(camera.centre - self._centre.translation))
         with self._client.atomic():
@@ -241,7 +243,7 @@ class Session:
         step = float(np.median(np.diff(times))) if len(times) > 1 else 0.04
         passed = int((time.monotonic() - started) / max(step, 1e-3))
         self._following = True
-        self._panel.timestep.value = (first + passed) % len(self._moments)
+        _put(self._panel.timestep, (first + passed) % len(self._moments))
         self._following = False
 
     def _adapt(self, took: float) -> None:
@@ -272,9 +274,8 @@ class Session:
             photo = self._subject.dataset.over_white(view)
             pictures = {"photo": photo, "avatar": avatar, "error": heat_map(photo, avatar)}
             inside = self._subject.dataset.inside(view)
-            facts = (
-                f"PSNR {psnr(squared_error(photo, avatar), inside):.1f} dB over the whole picture"
-            )
+            value = psnr(squared_error(photo, avatar), inside)
+            facts = f"PSNR {value:.1f} dB over the whole picture"
         width, height = max(seen.image_width, 300), max(seen.image_height, 200)
         return _Drawn(side_by_side(pictures, width, height), facts)
 
@@ -294,3 +295,8 @@ class Session:
                 )
             else:
                 self._layers.hide(name)
+
+
+def _put(control: Any, value: object) -> None:
+    """Set a control; viser's types hide that one can."""
+    control.value = value
