@@ -85,7 +85,7 @@ class Source:
 
     def __init__(self, name: str) -> None:
         self.name = name
-        self.folder = {stage: _folder(name, stage) for stage in ("ingest", "matting", "tracking")}
+        self.folder = {stage: _folder(name, stage).absolute() for stage in ("ingest", "matting", "tracking")}
         self.avatar = Avatar.load(_folder(name, "avatar"))
         # Not needed to draw it, but all that was held out stays out of what is fitted.
         self.splits: Splits = resolve(Path(), "avatar", name).splits
