@@ -2,9 +2,9 @@
 
     gha export demo --format html && python -m benchmarks.page outputs/demo.html
 
-Load: from asking for the file to the first picture. Speed: pictures per second at 512 x 512 px while
-a clip plays, and while the camera turns. ``--renderer webgl`` draws by software WebGL (SwiftShader)
-instead of the page's own renderer for machines without a card.
+Load: from asking for the file to the first picture. Speed: pictures per second at 512 x 512 px
+while a clip plays, and while the camera turns. ``--renderer webgl`` draws by software WebGL
+(SwiftShader) instead of the page's own renderer for machines without a card.
 """
 
 from __future__ import annotations
@@ -28,8 +28,8 @@ _COUNT = "() => Number(document.body.dataset.pictures)"
 # Turns the camera with every picture, for so many milliseconds.
 _TURN = """async (duration) => {
   const canvas = document.querySelector("canvas"), start = performance.now();
-  const move = (kind, x) => canvas.dispatchEvent(
-    new PointerEvent(kind, { pointerId: 1, clientX: x, clientY: 200, buttons: 1, isPrimary: true }));
+  const move = (kind, clientX) => canvas.dispatchEvent(
+    new PointerEvent(kind, { pointerId: 1, clientX, clientY: 200, buttons: 1 }));
   canvas.setPointerCapture = () => {};
   move("pointerdown", 0);
   while (performance.now() - start < duration) {
