@@ -35,6 +35,7 @@ SUBJECTS, OUTPUTS = Path("data", "subjects"), Path("outputs")
 FORMATS = ("ply", "spz", "glb", "html")
 NEUTRAL = "neutral"
 FRAME_TARGETS, BAKED_TARGETS = 40, 240  # full renders that an export is fitted to
+FRAME_STEPS, BAKED_STEPS = 240, 240  # of the fits to them
 LOSS_VIEWS = 24  # held-out views that the loss of baking is measured on
 LARGEST_PAGE = 30e6  # bytes
 
@@ -85,7 +86,9 @@ class Source:
 
     def __init__(self, name: str) -> None:
         self.name = name
-        self.folder = {stage: _folder(name, stage) for stage in ("ingest", "matting", "tracking")}
+        self.folder = {
+            stage: _folder(name, stage).absolute() for stage in ("ingest", "matting", "tracking")
+        }
         self.avatar = Avatar.load(_folder(name, "avatar"))
         # Not needed to draw it, but all that was held out stays out of what is fitted.
         self.splits: Splits = resolve(Path(), "avatar", name).splits
@@ -152,7 +155,7 @@ def _plain(source: Source, moment: baking.Motion) -> tuple[splats.Splats, str]:
         for shot in targets.shots(source.cameras, [moment], 8, np.random.default_rng(1))
     ]
     start = splats.of_frame(avatar.head, moment[0], torch.from_numpy(moment[1]))
-    fitted = fit(start, seen)
+    fitted = fit(start, seen, FRAME_STEPS)
     note = (
         f"{len(fitted.visible())} Gaussians; {loss.likeness(fitted, unseen):.1f} dB PSNR against "
         f"the full render ({loss.likeness(start, unseen):.1f} dB before colours were fitted)"
@@ -177,7 +180,7 @@ def _page(source: Source) -> tuple[str, str]:
         (shot, head.condition(shot.pose), targets.target(avatar, shot))
         for shot in track(chosen, "rendering in full", total=len(chosen))
     ]
-    stored = page.Stored.of(baking.refine(baked, seen))
+    stored = page.Stored.of(baking.refine(baked, seen, BAKED_STEPS))
     shown = baking.BakedAvatar(stored.as_shown(), head)
 
     views = choose_views(source.dataset, LOSS_VIEWS)
@@ -196,7 +199,10 @@ def _page(source: Source) -> tuple[str, str]:
         stored,
         avatar.expression_names,
         clips(source),
-        page.first_view(frontal_camera(source.cameras, [source.mean_pose]), source.mean_pose),
+        page.first_view(
+            frontal_camera(list(source.dataset.cameras.values()), [source.mean_pose]),
+            source.mean_pose,
+        ),
     )
     if len(text) > LARGEST_PAGE:
         raise ParameterError(

@@ -34,7 +34,6 @@ WIDTH = sum(PARTS.values())
 # Of the ridge against coefficients that hardly vary in the samples; relative to one sample.
 RIDGE = 0.03
 MIXED = 160  # samples of two training moments mixed: one's expression in the other's pose
-STEPS = 240
 # Adam's rates at first (they fall to a tenth), of each part at rest and of what it learned.
 REST_RATES = {"place": 2e-4, "turn": 1e-3, "size": 1e-2, "opacity": 3e-2, "colour": 5e-3}
 LEARNED_RATES = {"opacity": 1e-2, "colour": 3e-3}
@@ -152,7 +151,7 @@ def bake(head: GaussianHead, motions: Sequence[Motion], seed: int = 0) -> Baked:
 def refine(
     baked: Baked,
     targets: Sequence[tuple[Shot, Tensor, Target]],
-    steps: int = STEPS,
+    steps: int,
     seed: int = 0,
 ) -> Baked:
     """Bring pictures of the baked avatar nearer to full renders; Adam, a random target per step.
@@ -164,10 +163,9 @@ def refine(
     learned = dict(zip(PARTS, baked.learned.split(list(PARTS.values()), 2), strict=True))
     rest = {name: value.clone() for name, value in rest.items()}
     learned = {name: value.clone() for name, value in learned.items()}
-    groups = [{"params": [rest[name]], "lr": rate} for name, rate in REST_RATES.items()]
-    groups += [{"params": [learned[name]], "lr": rate} for name, rate in LEARNED_RATES.items()]
-    for group in groups:
-        group["params"][0].requires_grad_(True)
+    refined = [(rest[name], rate) for name, rate in REST_RATES.items()]
+    refined += [(learned[name], rate) for name, rate in LEARNED_RATES.items()]
+    groups = [{"params": [value.requires_grad_(True)], "lr": rate} for value, rate in refined]
     optimiser = torch.optim.Adam(groups, betas=(0.9, 0.99))
     decay = torch.optim.lr_scheduler.ExponentialLR(optimiser, 0.1 ** (1 / max(steps, 1)))
 
@@ -180,7 +178,7 @@ def refine(
 
     rng = np.random.default_rng((seed, 13))
     for _ in track(range(steps), "refining the baked avatar", total=steps):
-        shot, condition, target = targets[rng.integers(len(targets))]
+        shot, condition, target = targets[int(rng.integers(len(targets)))]
         head = current().splats(torch.from_numpy(shot.expression), condition)
         loss = error(head.moved(shot.pose), target, rng)
         optimiser.zero_grad()

@@ -166,8 +166,8 @@ def _seen(
     points = world.double().numpy()
     local = points @ camera.w2c[:3, :3].T + camera.w2c[:3, 3]
     pixels = np.nan_to_num(camera.project(points), nan=-1.0)
-    inside = ((pixels >= 0) & (pixels < [camera.width, camera.height])).all(1)
-    column, row = np.where(inside[:, None], pixels, 0).astype(np.int64).T
+    inside = np.all((pixels >= 0) & (pixels < [camera.width, camera.height]), axis=1)
+    column, row = np.where(inside.reshape(-1, 1), pixels, 0).astype(np.int64).T
     shown = rasterize(world, faces, camera.K, camera.w2c, camera.width, camera.height)
     depth = shown.depth.numpy()[row, column]
     clear = inside & (depth > 0) & (local[:, 2] < depth + tolerance)

@@ -17,13 +17,12 @@ from gha_core.export.splats import Splats
 from gha_core.export.targets import Target
 from gha_core.progress import track
 
-STEPS = 240
 # Learning rates: colours (sRGB), opacity logits, log scales; they fall to a tenth.
 RATES = {"colours": 0.01, "opacities": 0.05, "scales": 0.01}
 _EDGE = 1e-4
 
 
-def fit(start: Splats, targets: Sequence[Target], steps: int = STEPS, seed: int = 0) -> Splats:
+def fit(start: Splats, targets: Sequence[Target], steps: int, seed: int = 0) -> Splats:
     """``start`` with colours, opacities and scales that fit the targets (all of one moment).
 
     Minimises the mean absolute and squared error of a random target per step by Adam.
@@ -50,7 +49,7 @@ def fit(start: Splats, targets: Sequence[Target], steps: int = STEPS, seed: int 
 
     rng = np.random.default_rng((seed, 7))
     for _ in track(range(steps), "fitting colours", total=steps):
-        loss = error(current(), targets[rng.integers(len(targets))], rng)
+        loss = error(current(), targets[int(rng.integers(len(targets)))], rng)
         optimiser.zero_grad()
         loss.backward()
         optimiser.step()

@@ -24,11 +24,11 @@ def likeness(splats: Splats, targets: Sequence[Target]) -> float:
     for target in targets:
         height, width = target.alpha.shape[:2]
         picture, _ = splats.render(target.K, target.w2c, width, height, white)
-        pair = (
+        wanted, shown = (
             (image.clamp(0, 1) * 255).round().to(torch.uint8).numpy()
             for image in (target.over(white), picture)
         )
-        values.append(psnr(squared_error(*pair), target.alpha[..., 0].numpy() > 0))
+        values.append(psnr(squared_error(wanted, shown), target.alpha[..., 0].numpy() > 0))
     return float(np.mean(values))
 
 

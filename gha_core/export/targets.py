@@ -73,7 +73,7 @@ def shots(
         if index % len(motions) == 0:
             order = rng.permutation(len(motions))
         pose, expression = motions[order[index % len(motions)]]
-        camera = cameras[rng.integers(len(cameras))]
+        camera = cameras[int(rng.integers(len(cameras)))]
         if rng.random() < 0.5:
             yaw, pitch = rng.uniform(-1, 1, 2) * (YAW, PITCH)
             camera = around(camera, pose.translation, yaw, pitch)

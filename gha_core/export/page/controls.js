@@ -32,7 +32,7 @@ class Sliders {
     });
   }
 
-  // Shows the values as they are now.
+  // Shows the values as they are now; what did not change is not touched.
   refresh() {
     for (const { input, output, read } of this.rows) {
       const value = read();

@@ -7,7 +7,7 @@ const CARRIED_CHANNELS = 6; // place and turn
 // Per Gaussian in the texture: (x, y, z, opacity), (xx, xy, xz, yy), (yz, zz, -, -), (r, g, b, -).
 const TEXELS = 4;
 const TEXTURE_WIDTH = 1024;
-const SMALLEST_CHANGE = 0.004;
+const SMALLEST_CHANGE = 0.004; // of a coefficient: less nobody sees
 const SMALLEST_SIZE = Math.log(2e-4), LARGEST_SIZE = Math.log(0.2);
 
 class Gaussians {

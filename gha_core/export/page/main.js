@@ -16,7 +16,7 @@ async function main() {
   const renderer = card ? new WebGLRenderer(canvas, gaussians) : new CPURenderer(canvas, gaussians);
   const expression = new Float32Array(gaussians.expressions), pose = new Float32Array(6);
 
-  let moved = true, dirty = true, background = BACKGROUNDS.dark;
+  let moved = true, dirty = true, refreshed = 0, background = BACKGROUNDS.dark;
   const redraw = () => (dirty = true);
   const changed = () => (moved = true);
   const orbit = new Orbit(canvas, description.camera, redraw);
@@ -58,7 +58,11 @@ async function main() {
     if (moved) {
       gaussians.update(expression, pose);
       renderer.upload();
+    }
+    // Drawing 55 sliders takes as long as drawing the avatar.
+    if (now - refreshed > 250) {
       sliders.refresh();
+      refreshed = now;
     }
     if (moved || dirty) renderer.draw(orbit.view(), background, shown);
     moved = dirty = false;
