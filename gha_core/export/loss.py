@@ -8,7 +8,7 @@ import numpy as np
 import torch
 
 from gha_core.dataset import Dataset, View
-from gha_core.evaluation.metrics import psnr, squared_error
+from gha_core.evaluation.metrics import psnr
 from gha_core.evaluation.regions import TrackedFace, region_masks
 from gha_core.evaluation.scoring import Drivable
 from gha_core.export.splats import Splats
@@ -28,7 +28,7 @@ def likeness(splats: Splats, targets: Sequence[Target]) -> float:
             (image.clamp(0, 1) * 255).round().to(torch.uint8).numpy()
             for image in (target.over(white), picture)
         )
-        values.append(psnr(squared_error(wanted, shown), target.alpha[..., 0].numpy() > 0))
+        values.append(psnr(wanted, shown, target.alpha[..., 0].numpy() > 0))
     return float(np.mean(values))
 
 
@@ -46,6 +46,6 @@ def against_truth(
         first, _ = full.render(camera, pose, expression)
         second, _ = less.render(camera, pose, expression)
         pairs = (truth, first), (truth, second), (first, second)
-        rows.append([psnr(squared_error(*pair), head) for pair in pairs])
+        rows.append([psnr(*pair, head) for pair in pairs])
     full_value, less_value, between = np.nanmean(rows, axis=0).tolist()
     return full_value, less_value, between

@@ -14,7 +14,7 @@ from scipy.spatial.transform import Rotation
 
 from gha_core.artifacts.images import Image, encode_png
 from gha_core.cameras import Camera
-from gha_core.evaluation.metrics import psnr, squared_error
+from gha_core.evaluation.metrics import psnr
 from gha_core.pose import HeadPose
 from gha_core.viewer.comparison import heat_map, side_by_side
 from gha_core.viewer.layers import Layers, field_of_view
@@ -274,7 +274,7 @@ class Session:
             photo = self._subject.dataset.over_white(view)
             pictures = {"photo": photo, "avatar": avatar, "error": heat_map(photo, avatar)}
             inside = self._subject.dataset.inside(view)
-            value = psnr(squared_error(photo, avatar), inside)
+            value = psnr(photo, avatar, inside)
             facts = f"PSNR {value:.1f} dB over the whole picture"
         width, height = max(seen.image_width, 300), max(seen.image_height, 200)
         return _Drawn(side_by_side(pictures, width, height), facts)
