@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -73,7 +73,7 @@ def export(
         for each, write in (("ply", write_ply), ("spz", write_spz)):
             if each in formats:
                 path = folder / f"{name}_{label}.{each}"
-                yield written(path, lambda to, write=write: write(to, plain), note)
+                yield written(path, partial(write, splats=plain), note)
     if "glb" in formats:
         yield written(folder / f"{name}.glb", *_face(source))
     if "html" in formats:
