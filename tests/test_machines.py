@@ -259,7 +259,8 @@ def test_a_gpu_has_one_stage_at_a_time_also_after_a_kill(
 ) -> None:
     monkeypatch.setenv("TMPDIR", str(tmp_path))
     monkeypatch.setattr("tempfile.tempdir", None)
-    assert machines.needs_of("ingest@ann") == Needs()
+    assert machines.needs_of("ingest@ann") == NEEDS["ingest"]
+    assert machines.needs_of("film@ann") == Needs()
     with claim_gpu(Needs(gpu=False), ["7"]) as none, claim_gpu(Needs(gpu=True), []) as cpu:
         assert (none, cpu) == ({}, {})
     holder = subprocess.Popen(
