@@ -5,10 +5,15 @@ against every other installed backend.
     python -m benchmarks.splat --device cuda --json result.json
     python -m benchmarks.splat --opensplat CHECKOUT --json result.json
 
-The floor counts, of every pixel that a Gaussian adds to, its exponential, its features and their
-gradients, and the projection of every Gaussian; for memory one reading of the parameters and images
-and one writing of the gradients. With --opensplat a checkout of github.com/pierotofy/OpenSplat is
-compiled and composites the same projected Gaussians, forward and backward, on its one core.
+The floor is the longer of two times. Arithmetic: of every pixel that a Gaussian adds to, its
+quadratic form, exponential, limits and blend, the same again with the gradients in the backward
+pass, and 6 operations per channel (2 forward, 4 backward); and the projection of every Gaussian;
+all at the rate that a product of large matrices reaches here, which is less than what multiply-adds
+in registers alone would. Memory: three passes over parameters and images, at the rate of a large
+copy. Not counted, though all must do it: sorting by depth and finding the pixels.
+
+With --opensplat a checkout of github.com/pierotofy/OpenSplat is compiled and composites the same
+projected Gaussians, forward and backward, on its one core.
 """
 
 from __future__ import annotations

@@ -1,10 +1,15 @@
 // Compositing of projected Gaussians and its gradient on CPU cores. The specification is twin.py.
 //
-// Per view the Gaussians are sorted by depth and listed per tile; tiles run in parallel.
-// In a tile each Gaussian visits the blocks of pixels in which its alpha can reach MIN_ALPHA, and
-// lists those that take it; features are added along that list, and the backward pass goes back
-// along it. Gradients of a Gaussian in several tiles are written per tile and then summed in a fixed
-// order, so the bits do not depend on the number of threads.
+// Per view the Gaussians are listed per tile, and there sorted by depth; tiles run in parallel. What
+// depends on pixels alone has pixels in its lanes: in a tile a Gaussian's rows are cut into runs of
+// LANES pixels, whose alphas and weights are computed at once. What has channels has these in its
+// lanes, and is done for those pixels alone that take the Gaussian, one after the other. Each of
+// these steps is a loop of its own over all runs, or all pixels, of a Gaussian: short loops without
+// branches, many turns of which are under way at the same time.
+// The backward pass goes from far to near. It is told which pixels took a Gaussian, and computes
+// their alphas again: that takes less time than to fetch them from memory.
+// A Gaussian's gradients are written per tile and then summed in a fixed order, so the bits do not
+// depend on the number of threads.
 #include "lanes.h"
 
 #include <algorithm>
@@ -26,68 +31,54 @@ constexpr float MIN_ALPHA = 1.0f / 255.0f;
 constexpr float MAX_ALPHA = 0.999f;
 constexpr float MIN_TRANSMITTANCE = 1e-4f;
 
-// px; wide, because every tile that a Gaussian touches costs a row of gradients.
-constexpr int TILE_WIDTH = 32, TILE_HEIGHT = 16;
-constexpr int ROWS = 2; // that are worked on at once, LANES columns of each
-// Pixels of a tile in memory; those beyond the picture are finished from the start.
-constexpr int STRIDE = TILE_WIDTH + LANES, PIXELS = STRIDE * (TILE_HEIGHT + ROWS - 1);
-constexpr int GEOMETRY = LANES; // gradient entries beside the features: x y a b c opacity depth
+// A tile is 8 x 8 blocks of LANES pixels. In memory a block's pixels lie together: what is read
+// just after it was written is then read as it was written, which is fast.
+constexpr int BLOCK_WIDTH = 4, BLOCK_HEIGHT = LANES / BLOCK_WIDTH;
+constexpr int ACROSS = 8, BLOCKS = ACROSS * 8;
+constexpr int TILE_WIDTH = ACROSS * BLOCK_WIDTH, TILE_HEIGHT = BLOCKS / ACROSS * BLOCK_HEIGHT; // px
+constexpr int PIXELS = TILE_WIDTH * TILE_HEIGHT;
 constexpr int AHEAD = 6; // Gaussians whose data is asked for before they are needed
-constexpr size_t CHUNK = 1024; // Gaussians of one job
+constexpr int CHUNKS = 32; // jobs that Gaussians are divided into
 constexpr int64_t MOST_ENTRIES = int64_t(1) << 31; // (tile, Gaussian) pairs of all views together
 
 // Inclusive range of tiles, empty if first > last.
 struct TileBox {
     int16_t left, right, top, bottom;
-
-    int size() const { return std::max(right - left + 1, 0) * std::max(bottom - top + 1, 0); }
 };
 
 // A Gaussian as a view sees it; one cache line.
 struct alignas(64) Gaussian {
-    float x, y;           // mean, px
-    float a, b, c;        // conic
-    float determinant;    // of the conic
-    float opacity;
-    float limit;          // q at which alpha falls below MIN_ALPHA
-    float half_x, half_y; // px, extent of the ellipse q = limit; alpha itself decides
-    float depth;
+    float x, y;    // mean, px
+    float a, b, c; // conic
+    float opacity, depth;
+    // The ellipse outside of which alpha is below MIN_ALPHA: extents in px; dy below the mean it
+    // spans the columns  slope dy +- sqrt(reach - narrowing dy²)  beside the mean.
+    float half_x, half_y;
+    float slope, reach, narrowing;
 };
 
 // A Gaussian in a tile.
 struct Entry {
+    uint32_t key; // orders as the depth
     int id;
-    uint32_t slot;  // where this tile's part of its gradient goes, or ALONE
-    uint16_t taken; // how many of the tile's pixels take it
+    uint32_t slot; // of this tile's part of its gradient
+    uint32_t runs; // how many take it
 };
-constexpr uint32_t ALONE = ~0u; // there is no other part: it goes to its place
 
-// Which pixels of a tile take the Gaussians of its entries, one entry after the other; for the
-// backward pass.
-struct Taken {
-    std::unique_ptr<uint16_t[]> pixel; // with a register's room beyond the last
-    std::unique_ptr<float[]> alpha, before;
-    size_t count = 0;
-
-    void copy(const std::vector<uint16_t> &pixels, const std::vector<float> &alphas,
-              const std::vector<float> &befores, size_t length) {
-        count = length;
-        pixel.reset(new uint16_t[count + LANES]);
-        alpha.reset(new float[count + LANES]);
-        before.reset(new float[count + LANES]);
-        std::copy_n(pixels.begin(), count + LANES, pixel.get());
-        std::copy_n(alphas.begin(), count + LANES, alpha.get());
-        std::copy_n(befores.begin(), count + LANES, before.get());
-    }
+// A block of a tile, some pixels of which take a Gaussian.
+struct Run {
+    uint8_t block;
+    uint8_t takes; // bit k: pixel k does
 };
 
 struct View {
     std::unique_ptr<Gaussian[]> gaussians; // nothing is written where they are not drawn
-    std::vector<TileBox> tiles;            // per Gaussian; none where it is not drawn
-    std::vector<int64_t> tile_begin;  // tile -> first entry; one more at the end
-    std::vector<Entry> entries;       // per tile, near to far
-    std::vector<uint32_t> slot_begin; // Gaussian -> first of its slots; one more at the end
-    std::vector<Taken> taken;         // per tile
+    std::vector<TileBox> boxes;            // per Gaussian; none where it is not drawn
+    std::vector<int64_t> tile_begin;       // tile -> first entry; one more at the end
+    std::vector<uint32_t> chunk_begin;     // [CHUNKS, tiles] first slot of a chunk's Gaussians
+    std::vector<Entry> entries;            // per tile, near to far once it is composited
+    std::vector<std::vector<Run>> runs;    // per tile, entry by entry
+    std::vector<float> through;            // [height, width] of the background
 };
 
 struct Bins {
@@ -96,6 +87,14 @@ struct Bins {
 
     Bins() = default;
     Bins(const Bins &) = delete;
+
+    int tiles() const { return across * down; }
+    // First Gaussian of a chunk.
+    int chunk(int index) const { return int(int64_t(count) * index / CHUNKS); }
+    template <typename F> void for_tiles(const TileBox &box, const F &f) const {
+        for (int y = box.top; y <= box.bottom; y++)
+            for (int x = box.left; x <= box.right; x++) f(y * across + x);
+    }
 };
 
 TileBox tiles_of(const Gaussian &g, const Bins &bins) {
@@ -112,131 +111,102 @@ TileBox tiles_of(const Gaussian &g, const Bins &bins) {
             int16_t(y1 / TILE_HEIGHT)};
 }
 
-// Sort `ids` by keys (non-negative floats), ascending; equal keys keep their order.
-void sort_by(std::vector<uint32_t> &key, std::vector<int> &ids) {
-    const size_t count = ids.size();
-    std::vector<uint32_t> key_next(count);
-    std::vector<int> ids_next(count);
-    constexpr int BITS = 11;
-    for (int shift = 0; shift < 32; shift += BITS) {
-        size_t begin[1 << BITS] = {};
-        auto digit = [shift](uint32_t k) { return (k >> shift) & ((1u << BITS) - 1); };
-        for (uint32_t k : key) begin[digit(k)]++;
-        size_t sum = 0;
-        for (size_t &b : begin) sum += std::exchange(b, sum);
-        for (size_t i = 0; i < count; i++) {
-            const size_t to = begin[digit(key[i])]++;
-            key_next[to] = key[i];
-            ids_next[to] = ids[i];
-        }
-        key.swap(key_next);
-        ids.swap(ids_next);
-    }
-}
-
-// What a view sees of some Gaussians.
+// What a view sees of all Gaussians.
 struct Projected {
     const float *means2d, *conics, *depths;
     const bool *visible;
     const float *opacities;
 };
 
-// Gaussians [from, to) of a view and the tiles that they touch; how many those are.
-int64_t find_gaussians(View &view, const Bins &bins, const Projected &in, int from, int to) {
-    int64_t entries = 0;
-    for (int i = from; i < to; i++) {
+// The Gaussians of a chunk, and how many of them each tile has.
+void find_gaussians(View &view, const Bins &bins, const Projected &in, int chunk) {
+    uint32_t *const counts = view.chunk_begin.data() + size_t(chunk) * bins.tiles();
+    for (int i = bins.chunk(chunk); i < bins.chunk(chunk + 1); i++) {
         Gaussian &g = view.gaussians[i];
-        view.tiles[i] = {0, -1, 0, -1};
+        view.boxes[i] = {0, -1, 0, -1};
         if (!in.visible[i]) continue;
         g.x = in.means2d[2 * i], g.y = in.means2d[2 * i + 1];
         g.a = in.conics[3 * i], g.b = in.conics[3 * i + 1], g.c = in.conics[3 * i + 2];
-        // In double: for a long needle the products cancel.
-        g.determinant = float(double(g.a) * g.c - double(g.b) * g.b);
         g.opacity = in.opacities[i];
-        g.limit = 2.0f * std::log(g.opacity / MIN_ALPHA);
         g.depth = in.depths[i];
-        if (!(g.determinant > 0.0f) || !(g.limit >= 0.0f)) continue;
-        g.half_x = std::sqrt(g.limit * g.c / g.determinant) * 1.001f + 0.01f;
-        g.half_y = std::sqrt(g.limit * g.a / g.determinant) * 1.001f + 0.01f;
-        view.tiles[i] = tiles_of(g, bins);
-        entries += view.tiles[i].size();
-    }
-    return entries;
-}
-
-// List the Gaussians per tile, near to far.
-void fill_tiles(View &view, const Bins &bins, const float *depths) {
-    const size_t tiles = size_t(bins.across) * bins.down;
-    std::vector<uint32_t> key;
-    std::vector<int> ids;
-    key.reserve(bins.count);
-    ids.reserve(bins.count);
-    view.slot_begin.resize(size_t(bins.count) + 1);
-    view.tile_begin.assign(tiles + 1, 0);
-    uint32_t slots = 0;
-    for (int i = 0; i < bins.count; i++) {
-        const TileBox box = view.tiles[i];
-        view.slot_begin[i] = slots;
-        const int touched = box.size();
-        if (!touched) continue;
-        if (touched > 1 || bins.views > 1) slots += uint32_t(touched);
-        uint32_t bits;
-        std::memcpy(&bits, depths + i, sizeof bits);
-        key.push_back(bits);
-        ids.push_back(i);
-        for (int y = box.top; y <= box.bottom; y++)
-            for (int x = box.left; x <= box.right; x++)
-                view.tile_begin[y * bins.across + x + 1]++;
-    }
-    view.slot_begin[bins.count] = slots;
-    std::partial_sum(view.tile_begin.begin(), view.tile_begin.end(), view.tile_begin.begin());
-    std::vector<int64_t> next(view.tile_begin.begin(), view.tile_begin.end() - 1);
-    view.entries.resize(view.tile_begin[tiles]);
-    sort_by(key, ids);
-    for (int id : ids) {
-        const TileBox box = view.tiles[id];
-        uint32_t slot = view.slot_begin[id];
-        const bool alone = slot == view.slot_begin[id + 1];
-        for (int y = box.top; y <= box.bottom; y++)
-            for (int x = box.left; x <= box.right; x++)
-                view.entries[next[y * bins.across + x]++] = {id, alone ? ALONE : slot++, 0};
+        // In double: for a long needle the products cancel.
+        const float determinant = float(double(g.a) * g.c - double(g.b) * g.b);
+        const float limit = 2.0f * std::log(g.opacity / MIN_ALPHA);
+        if (!(determinant > 0.0f) || !(limit >= 0.0f)) continue;
+        g.half_x = std::sqrt(limit * g.c / determinant) * 1.001f + 0.01f;
+        g.half_y = std::sqrt(limit * g.a / determinant) * 1.001f + 0.01f;
+        g.slope = -g.b / g.a;
+        g.reach = limit / g.a;
+        g.narrowing = determinant / (g.a * g.a);
+        view.boxes[i] = tiles_of(g, bins);
+        bins.for_tiles(view.boxes[i], [counts](int tile) { counts[tile]++; });
     }
 }
 
-// exp(x) for -87 <= x <= 0, relative error below 1e-6.
-GHA_INLINE F8 fast_exp(F8 x) {
-    const F8 t = x * 1.44269504f;
-    const F8 whole = (t + 12582912.0f) - 12582912.0f; // round to nearest
-    const F8 f = t - whole, ff = f * f;
-    // Taylor's series of 2^f, pairs of terms at a time.
-    const F8 low = (6.9314718e-1f * f + 1.0f) + ff * (5.5504109e-2f * f + 2.4022651e-1f);
-    const F8 high = (1.3333558e-3f * f + 9.6181291e-3f) + ff * 1.5403530e-4f;
-    const F8 p = low + ff * ff * high;
-    return p * F8((__builtin_convertvector(whole, I8) + 127) << 23);
+// Turn the counts of find_gaussians into where each chunk's entries of a tile begin; how many
+// entries there are.
+int64_t place_chunks(View &view, const Bins &bins) {
+    const size_t tiles = size_t(bins.tiles());
+    int64_t sum = 0;
+    view.tile_begin.resize(tiles + 1);
+    for (size_t tile = 0; tile < tiles; tile++) {
+        view.tile_begin[tile] = sum;
+        for (size_t chunk = 0; chunk < CHUNKS; chunk++) {
+            uint32_t &begin = view.chunk_begin[chunk * tiles + tile];
+            sum += std::exchange(begin, uint32_t(sum));
+        }
+    }
+    view.tile_begin[tiles] = sum;
+    return sum;
 }
 
-// How to bring some of eight lanes to the front, for every choice of them.
-struct Packing {
-    alignas(16) uint16_t lanes[LANES];
+// f(Gaussian, tile, slot) for a chunk's Gaussians, in the same order every time.
+template <typename F> void for_slots(const View &view, const Bins &bins, int chunk, const F &f) {
+    const uint32_t *const begin = view.chunk_begin.data() + size_t(chunk) * bins.tiles();
+    std::vector<uint32_t> next(begin, begin + bins.tiles());
+    for (int i = bins.chunk(chunk); i < bins.chunk(chunk + 1); i++)
+        bins.for_tiles(view.boxes[i], [&](int tile) { f(i, next[tile]++); });
+}
 
-    GHA_INLINE F8 pack(F8 a) const { return pick(a, load_indices(lanes)); }
-    GHA_INLINE void store_indices(uint16_t *to, int first) const {
-        uint16_t indices[LANES];
-        for (int k = 0; k < LANES; k++) indices[k] = uint16_t(lanes[k] + first);
-        std::memcpy(to, indices, sizeof indices);
+void fill_tiles(View &view, const Bins &bins, const float *depths, int chunk) {
+    for_slots(view, bins, chunk, [&](int i, uint32_t slot) {
+        uint32_t key; // depths are not negative
+        std::memcpy(&key, depths + i, sizeof key);
+        view.entries[slot] = {key, i, slot, 0};
+    });
+}
+
+// Sort by keys, ascending; equal ones keep their order.
+void sort(Entry *entries, size_t count, std::vector<Entry> &spare) {
+    constexpr int BITS = 8, DIGITS = 4; // an even number: the result is where the entries were
+    uint32_t begin[DIGITS][1 << BITS] = {};
+    auto digit = [](uint32_t key, int d) { return key >> (d * BITS) & ((1u << BITS) - 1); };
+    for (size_t i = 0; i < count; i++)
+        for (int d = 0; d < DIGITS; d++) begin[d][digit(entries[i].key, d)]++;
+    if (spare.size() < count) spare.resize(2 * count);
+    Entry *from = entries, *to = spare.data();
+    for (int d = 0; d < DIGITS; d++) {
+        uint32_t sum = 0;
+        for (uint32_t &b : begin[d]) sum += std::exchange(b, sum);
+        for (size_t i = 0; i < count; i++) to[begin[d][digit(from[i].key, d)]++] = from[i];
+        std::swap(from, to);
     }
-};
+}
 
-struct Packings {
-    Packing of[1 << LANES];
+// 2^-x for 0 <= x <= 126, relative error below 2e-7.
+GHA_INLINE F8 fast_exp2(F8 x) {
+    const F8 moved = 12582912.0f - x; // its last bits are -x, rounded
+    const F8 f = (12582912.0f - moved) - x, ff = f * f;
+    // The polynomial of degree 5 with the smallest relative error.
+    const F8 low = 6.931469671e-1f * f + 1.000000072f;
+    const F8 middle = 5.550713274e-2f * f + 2.402211972e-1f;
+    const F8 high = 1.327647177e-3f * f + 9.675541333e-3f;
+    return (F8)((I8)(low + ff * (middle + ff * high)) + ((I8)moved << 23));
+}
 
-    Packings() : of() {
-        for (int bits = 0; bits < 1 << LANES; bits++)
-            for (int k = 0, n = 0; k < LANES; k++)
-                if (bits >> k & 1) of[bits].lanes[n++] = uint16_t(k);
-    }
-};
-const Packings PACKINGS;
+// Numbers that are not negative have the order of their bits, for which there are instructions.
+GHA_INLINE F8 lower(F8 a, F8 b) { return (F8)((I8)a < (I8)b ? (I8)a : (I8)b); }
+GHA_INLINE F8 at_least_zero(F8 a) { return (F8)((I8)a > 0 ? (I8)a : I8{}); }
 
 // The pixels of a tile.
 struct Window {
@@ -249,131 +219,151 @@ Window window_of(const Bins &bins, int tile) {
             std::min(TILE_HEIGHT, bins.height - top)};
 }
 
-// LANES columns of a window, and the rows in which the ellipse q = limit may reach them.
-struct Block {
-    int column, first, last; // rows [first, last)
-};
-
-// Rows of the ellipse in columns `low` to `high`, which are offsets from the mean: its highest
-// point if it lies between them, else that of the nearer column.
-GHA_INLINE float edge_between(const Gaussian &g, float low, float high, float sign) {
-    const float top = -sign * g.b / g.a * g.half_y;
-    const float dx = std::min(std::max(top, low), high);
-    const float square = std::max(g.limit * g.c - g.determinant * dx * dx, 0.0f);
-    return (-g.b * dx + sign * std::sqrt(square)) / g.c;
-}
-
-// The blocks of a Gaussian in a window; their number.
-GHA_INLINE int blocks_of(const Gaussian &g, const Window &window, Block *blocks) {
-    // Truncation is floor here: the numbers are not negative.
-    const float x = g.x - float(window.left) - 0.5f, y = g.y - float(window.top) - 0.5f;
-    const float right = float(window.columns - 1), bottom = float(window.rows - 1);
-    const int from = int(std::max(x - g.half_x + 0.999f, 0.0f));
-    const int to = int(std::min(x + g.half_x, right)) + 1;
-    const bool one = to - from <= LANES;
-    int count = 0;
-    for (int column = from; column < to; column += LANES) {
-        float low = y - g.half_y, high = y + g.half_y;
-        if (!one) {
-            const float left = float(column) - x;
-            low = y + edge_between(g, left, left + float(LANES - 1), -1.0f) * 1.001f - 0.01f;
-            high = y + edge_between(g, left, left + float(LANES - 1), 1.0f) * 1.001f + 0.01f;
-        }
-        const Block block{column, int(std::max(low + 0.999f, 0.0f)),
-                          int(std::min(high, bottom) + 1.0f)};
-        blocks[count] = block;
-        count += block.first < block.last;
-    }
-    return count;
-}
-
-// What is composited of a Gaussian: its features, depth and 1, padded to full registers.
 struct Features {
     const float *values; // [N, channels]
-    int channels, padded;
+    int channels;
 
+    // A Gaussian's, padded to full registers: where they are, or in `spare`.
+    GHA_INLINE const float *of(int id, int count, std::vector<float> &spare) const {
+        const float *const row = values + size_t(id) * count;
+        if (count % LANES == 0) return row;
+        std::copy_n(row, count, spare.data());
+        return spare.data();
+    }
 };
 
-constexpr int padded_size(int channels) { return (channels + 2 + LANES - 1) / LANES * LANES; }
+constexpr int padded_of(int channels) { return (channels + LANES - 1) / LANES * LANES; }
+// That hold features; 1 where the compiler does not know their number, and they stay in memory.
+template <int CHANNELS> constexpr int REGISTERS = CHANNELS ? padded_of(CHANNELS) / LANES : 1;
 
-GHA_INLINE void load_payload(const Features &features, int channels, int id, float depth,
-                             float *payload) {
-    const float *const row = features.values + size_t(id) * channels;
-    for (int c = 0; c < channels; c++) payload[c] = row[c];
-    payload[channels] = depth;
-    payload[channels + 1] = 1.0f;
+// Gradients of a Gaussian: features, and from `padded` on x y a b c opacity depth.
+constexpr int GEOMETRY = LANES;
+
+constexpr I8 BITS = {1, 2, 4, 8, 16, 32, 64, 128};
+
+constexpr int pixel_of(int row, int column) {
+    const int block = row / BLOCK_HEIGHT * ACROSS + column / BLOCK_WIDTH;
+    return block * LANES + row % BLOCK_HEIGHT * BLOCK_WIDTH + column % BLOCK_WIDTH;
+}
+
+// Which bits of a byte are set.
+struct SetBits {
+    alignas(16) uint16_t of[1 << LANES][LANES] = {};
+
+    constexpr SetBits() {
+        for (int bits = 0; bits < 1 << LANES; bits++)
+            for (int k = 0, n = 0; k < LANES; k++)
+                if (bits >> k & 1) of[bits][n++] = uint16_t(k);
+    }
+};
+constexpr SetBits SET_BITS;
+
+// The pixels of a tile, from the first one.
+struct Grid {
+    alignas(32) float x[PIXELS] = {}, y[PIXELS] = {};
+
+    constexpr Grid() {
+        for (int row = 0; row < TILE_HEIGHT; row++)
+            for (int column = 0; column < TILE_WIDTH; column++) {
+                x[pixel_of(row, column)] = float(column);
+                y[pixel_of(row, column)] = float(row);
+            }
+    }
+};
+constexpr Grid GRID;
+
+// A Gaussian in a tile.
+struct Local {
+    float x, y;    // mean, from the first pixel's centre
+    float a, b, c; // -log2 exp(-q / 2) = a dx² + b dx dy + c dy²
+    float opacity;
+
+    GHA_INLINE Local(const Gaussian &g, const Window &window)
+        : x(g.x - float(window.left) - 0.5f), y(g.y - float(window.top) - 0.5f),
+          a(0.5f * LOG2_E * g.a), b(LOG2_E * g.b), c(0.5f * LOG2_E * g.c), opacity(g.opacity) {}
+
+    // Of the pixels from the mean.
+    GHA_INLINE F8 dx(int pixel) const { return load(GRID.x + pixel) - x; }
+    GHA_INLINE F8 dy(int pixel) const { return load(GRID.y + pixel) - y; }
+
+  private:
+    static constexpr float LOG2_E = 1.44269504f;
+};
+
+// opacity exp(-q / 2) in a block; alpha, but for its limit.
+GHA_INLINE F8 raw_alpha(const Local &g, int pixel) {
+    const F8 dx = g.dx(pixel), dy = g.dy(pixel);
+    const F8 power = dx * (g.a * dx + g.b * dy) + g.c * dy * dy;
+    return g.opacity * fast_exp2(lower(at_least_zero(power), splat(100.0f)));
+}
+
+// Blocks of a tile that a Gaussian may reach; bit by bit.
+GHA_INLINE uint64_t blocks_of(const Gaussian &g, const Local &local) {
+    const F8 zero = {}, width = splat(float(TILE_WIDTH));
+    F8 low = width, high = zero; // columns of the blocks' rows, BLOCK_HEIGHT at a time
+    for (int row = 0; row < BLOCK_HEIGHT; row++) {
+        const F8 dy = IOTA * float(BLOCK_HEIGHT) + (float(row) - local.y);
+        const F8 middle = g.slope * dy, square = g.reach - g.narrowing * (dy * dy);
+        // Alpha itself decides; rounding must not take pixels away.
+        const F8 half = square_root(maximum(square, zero)) * 1.001f +
+                        (maximum(middle, -middle) * 1e-6f + 0.01f);
+        const I8 reached = maximum(dy, -dy) <= g.half_y;
+        const F8 from = middle - half + (local.x + 0.999f), to = middle + half + (local.x + 1.0f);
+        low = minimum(low, reached ? maximum(from, zero) : width);
+        high = maximum(high, reached ? minimum(to, width) : zero);
+    }
+    const I8 first = __builtin_convertvector(low, I8) >> 2;
+    const I8 end = (__builtin_convertvector(high, I8) + (BLOCK_WIDTH - 1)) >> 2;
+    const I8 one = I8{} + 1, bits = first < end ? (one << end) - (one << first) : I8{};
+    const I8 fours = bits << I8{0, 8, 16, 24, 0, 8, 16, 24};
+    const I8 twos = fours | __builtin_shufflevector(fours, fours, 2, 3, 0, 1, 6, 7, 4, 5);
+    const I8 ones = twos | __builtin_shufflevector(twos, twos, 1, 0, 3, 2, 5, 4, 7, 6);
+    const uint64_t blocks = uint32_t(ones[0]) | uint64_t(uint32_t(ones[4])) << 32;
+    return blocks;
 }
 
 struct Scratch {
-    std::vector<float> image;    // [PIXELS, padded] sums, or gradients
-    std::vector<float> payload;  // of one Gaussian, or the gradient with respect to all of it
-    std::vector<Register> grad;  // of its payload
-    float transmittance[PIXELS]; // negative when the pixel is finished
-    float behind[PIXELS];        // gradient . what is still to come
-    // Pixels that take a Gaussian; with room for a tile and a register beyond the last.
-    std::vector<uint16_t> pixel;
-    std::vector<float> alpha, before;
+    std::vector<Register> wide; // [PIXELS, padded] sums of features, or gradients by them
+    alignas(64) float depth[PIXELS], through[PIXELS], behind[PIXELS];
+    // Of the pixels that take one Gaussian.
+    alignas(64) float raw[PIXELS], weight[PIXELS], odds[PIXELS];
+    uint8_t block[BLOCKS], takes[BLOCKS];
+    Register dots[PIXELS];          // gradient . features, by channel modulo LANES
+    uint16_t pixel[PIXELS + LANES]; // their list; with a register's room beyond the last
+    std::vector<float> payload;     // features of one Gaussian
+    std::vector<Register> gradient; // by them
+    std::vector<Entry> spare;
+    std::vector<Run> runs; // of a tile, with room for one more Gaussian's
 
-    explicit Scratch(int padded) : image(size_t(PIXELS) * padded), payload(padded + GEOMETRY), grad(padded) {
-        make_room(0);
-    }
-
-    void make_room(size_t taken) {
-        if (taken + PIXELS + LANES <= pixel.size()) return;
-        const size_t room = 2 * (taken + PIXELS + LANES);
-        pixel.resize(room);
-        alpha.resize(room);
-        before.resize(room);
-    }
+    explicit Scratch(int padded)
+        : wide(size_t(PIXELS) * padded / LANES), dots(), payload(padded), gradient(padded / LANES) {}
 
     void open(const Window &window) {
-        std::fill_n(transmittance, PIXELS, -1.0f);
+        std::fill(wide.begin(), wide.end(), Register{});
+        std::fill_n(depth, PIXELS, 0.0f);
+        std::fill_n(through, PIXELS, -1.0f);
         for (int r = 0; r < window.rows; r++)
-            std::fill_n(transmittance + r * STRIDE, window.columns, 1.0f);
+            for (int x = 0; x < window.columns; x++) through[pixel_of(r, x)] = 1.0f;
+    }
+    // Bits of the blocks that have a pixel that is not finished.
+    GHA_INLINE uint64_t open_blocks() const {
+        uint64_t open = 0;
+        for (int block = 0; block < BLOCKS; block++) {
+            const bool any = total(load(through + block * LANES) > 0.0f) != 0;
+            open |= uint64_t(any) << block;
+        }
+        return open;
+    }
+    // List the pixels of a run from `at` on; their number.
+    GHA_INLINE int list(int at, Run run) {
+        typedef uint16_t U8 __attribute__((vector_size(2 * LANES)));
+        U8 lanes;
+        std::memcpy(&lanes, SET_BITS.of[run.takes], sizeof lanes);
+        lanes += uint16_t(run.block * LANES);
+        std::memcpy(pixel + at, &lanes, sizeof lanes);
+        return __builtin_popcount(run.takes);
     }
 };
-
-// The columns of a block, and what is the same in all of its rows.
-struct Columns {
-    F8 square, product; // power = square + dy (product - c dy / 2)
-
-    GHA_INLINE Columns(const Gaussian &g, float dx) {
-        const F8 x = IOTA + dx;
-        square = x * x * (-0.5f * g.a);
-        product = x * -g.b;
-    }
-};
-
-// LANES pixels of ROWS rows.
-struct Lanes {
-    F8 alpha[ROWS];  // limited opacity exp(-q / 2)
-    F8 before[ROWS]; // transmittance in front of this Gaussian
-    I8 finished;     // how many of each column this Gaussian finishes, negative
-    unsigned takers; // bits of the pixels that take it, row by row
-};
-
-// Let one Gaussian into pixels whose transmittance is given, the first row dy off its mean.
-GHA_INLINE void advance(const Gaussian &g, const Columns &columns, float dy, float *transmittance,
-                        Lanes &lanes) {
-    lanes.finished = I8{};
-    I8 takers = {};
-    for (int h = 0; h < ROWS; h++) {
-        const float y = dy + float(h);
-        const F8 power = columns.square + y * (columns.product - 0.5f * g.c * y);
-        const F8 raw = g.opacity * fast_exp(maximum(minimum(power, splat(0.0f)), splat(-80.0f)));
-        const F8 alpha = minimum(raw, splat(MAX_ALPHA));
-        const F8 before = load(transmittance + h * STRIDE);
-        const F8 after = before * (1.0f - alpha); // negative where the pixel is finished
-        const I8 touches = (raw >= MIN_ALPHA) & (before > 0.0f);
-        const I8 takes = touches & (after >= MIN_TRANSMITTANCE);
-        store(transmittance + h * STRIDE, takes ? after : (touches ? -before : before));
-        lanes.alpha[h] = alpha;
-        lanes.before[h] = before;
-        lanes.finished += touches & ~takes;
-        takers |= takes & (I8{1, 2, 4, 8, 16, 32, 64, 128} << (LANES * h));
-    }
-    lanes.takers = unsigned(total(takers));
-}
 
 // The Gaussians come from all over memory: ask for those that are needed soon.
 GHA_INLINE void prefetch(const View &view, const Features &features, int id) {
@@ -382,201 +372,197 @@ GHA_INLINE void prefetch(const View &view, const Features &features, int id) {
     for (int c = 0; c < features.channels; c += 16) __builtin_prefetch(row + c);
 }
 
-// List the pixels of a tile that take a Gaussian, from `taken` on; returns where the list ends.
-GHA_INLINE size_t find_takers(const Gaussian &g, const Window &window, Scratch &scratch,
-                              size_t taken, int &live) {
-    I8 finished = {};
-    Block blocks[TILE_WIDTH / LANES + 1];
-    const int count = blocks_of(g, window, blocks);
-    for (int n = 0; n < count; n++) {
-        const int column = blocks[n].column;
-        const Columns columns(g, float(window.left + column) + 0.5f - g.x);
-        for (int r = blocks[n].first; r < blocks[n].last; r += ROWS) {
-            const int pixel = r * STRIDE + column;
-            Lanes lanes;
-            advance(g, columns, float(window.top + r) + 0.5f - g.y, scratch.transmittance + pixel,
-                    lanes);
-            finished += lanes.finished;
-            if (!lanes.takers) continue;
-            for (int h = 0; h < ROWS; h++) {
-                const unsigned bits = lanes.takers >> (LANES * h) & 255u;
-                const Packing &packing = PACKINGS.of[bits];
-                packing.store_indices(scratch.pixel.data() + taken, pixel + h * STRIDE);
-                store(scratch.alpha.data() + taken, packing.pack(lanes.alpha[h]));
-                store(scratch.before.data() + taken, packing.pack(lanes.before[h]));
-                taken += size_t(__builtin_popcount(bits));
-            }
-        }
-    }
-    live += total(finished);
-    return taken;
-}
+struct Planes {
+    float *image, *alpha, *depth;
+};
 
 // CHANNELS of features; a compile-time constant, or 0: then as many as there are.
 template <int CHANNELS>
 GHA_INLINE void forward_tile(Bins &bins, int v, int tile, const Features &features,
-                             const float *background, float *image, float *alpha_image,
-                             float *depth_image, bool keep, Scratch &scratch) {
+                             const float *background, const Planes &out, bool keep,
+                             Scratch &scratch) {
     const int channels = CHANNELS ? CHANNELS : features.channels;
-    const int padded = padded_size(channels), blocks = padded / LANES;
+    const int padded = padded_of(channels), blocks = padded / LANES;
     View &view = bins.view[v];
     const Window window = window_of(bins, tile);
-    float *const sums = scratch.image.data();
-    std::fill(scratch.image.begin(), scratch.image.end(), 0.0f);
+    Entry *const entries = view.entries.data() + view.tile_begin[tile];
+    const int64_t count = view.tile_begin[tile + 1] - view.tile_begin[tile];
+    sort(entries, size_t(count), scratch.spare);
     scratch.open(window);
+    float *const sums = reinterpret_cast<float *>(scratch.wide.data());
 
-    int live = window.columns * window.rows;
+    Register feature[REGISTERS<CHANNELS>];
+    uint64_t open = ~uint64_t(0); // blocks; now and then those that are finished are left out
     size_t taken = 0;
-    const int64_t end = view.tile_begin[tile + 1];
-    for (int64_t e = view.tile_begin[tile]; e < end && live; e++) {
-        if (e + AHEAD < end) prefetch(view, features, view.entries[e + AHEAD].id);
-        Entry &entry = view.entries[e];
-        const Gaussian g = view.gaussians[entry.id];
-        float *const payload = scratch.payload.data();
-        load_payload(features, channels, entry.id, g.depth, payload);
-        const size_t first = keep ? taken : 0;
-        scratch.make_room(first);
-        taken = find_takers(g, window, scratch, first, live);
-        entry.taken = uint16_t(taken - first);
-        const uint16_t *const pixel = scratch.pixel.data();
-        const float *const alpha = scratch.alpha.data(), *const before = scratch.before.data();
-        for (size_t t = first; t < taken; t++) {
-            float *const sum = sums + size_t(pixel[t]) * padded;
-            const float weight = alpha[t] * before[t];
-            for (int b = 0; b < blocks; b++)
-                store(sum + b * LANES, load(sum + b * LANES) + weight * load(payload + b * LANES));
+    for (int64_t e = 0; e < count; e++) {
+        if (e % 16 == 0 && !(open = scratch.open_blocks())) break;
+        if (e + AHEAD < count) prefetch(view, features, entries[e + AHEAD].id);
+        const Gaussian g = view.gaussians[entries[e].id];
+        const Local local(g, window);
+        if (taken + BLOCKS > scratch.runs.size()) scratch.runs.resize(2 * (taken + BLOCKS));
+        Run *const runs = scratch.runs.data() + taken;
+        int found = 0, pixels = 0;
+        int reached = 0;
+        for (uint64_t blocks = blocks_of(g, local) & open; blocks; blocks &= blocks - 1) {
+            const int block = __builtin_ctzll(blocks);
+            scratch.block[reached++] = uint8_t(block);
+            store(scratch.raw + block * LANES, raw_alpha(local, block * LANES));
+        }
+        for (int i = 0; i < reached; i++) {
+            const int pixel = scratch.block[i] * LANES;
+            const F8 raw = load(scratch.raw + pixel), alpha = lower(raw, splat(MAX_ALPHA));
+            const F8 before = load(scratch.through + pixel), after = before * (1.0f - alpha);
+            const I8 touches = raw >= MIN_ALPHA, opens = after >= MIN_TRANSMITTANCE;
+            const I8 takes = touches & opens, sign = I8{} + INT32_MIN;
+            const F8 closed = (F8)((I8)before | (touches & ~opens & sign));
+            store(scratch.through + pixel, takes ? after : closed);
+            const F8 weight = (F8)(takes & (I8)(alpha * before));
+            store(scratch.weight + pixel, weight);
+            store(scratch.depth + pixel, load(scratch.depth + pixel) + g.depth * weight);
+            scratch.takes[i] = uint8_t(total(takes & BITS));
+        }
+        for (int i = 0; i < reached; i++) {
+            runs[found] = {scratch.block[i], scratch.takes[i]};
+            pixels += scratch.list(pixels, runs[found]);
+            found += scratch.takes[i] != 0;
+        }
+        entries[e].runs = uint32_t(found);
+        if (keep) taken += size_t(found);
+        if (!found) continue;
+        const float *const payload = features.of(entries[e].id, channels, scratch.payload);
+        for (int n = 0; CHANNELS && n < blocks; n++) feature[n].lanes = load(payload + n * LANES);
+        for (int i = 0; i < pixels; i++) {
+            float *const sum = sums + size_t(scratch.pixel[i]) * padded;
+            const F8 weight = splat(scratch.weight[scratch.pixel[i]]);
+            for (int n = 0; n < blocks; n++) {
+                const F8 lanes = CHANNELS ? feature[n].lanes : load(payload + n * LANES);
+                store(sum + n * LANES, load(sum + n * LANES) + weight * lanes);
+            }
         }
     }
-    if (keep) view.taken[tile].copy(scratch.pixel, scratch.alpha, scratch.before, taken);
+    if (keep) view.runs[tile].assign(scratch.runs.begin(), scratch.runs.begin() + taken);
 
     for (int r = 0; r < window.rows; r++)
         for (int x = 0; x < window.columns; x++) {
-            const size_t to =
-                (size_t(v) * bins.height + window.top + r) * bins.width + window.left + x;
-            const int pixel = r * STRIDE + x;
-            const float through = std::fabs(scratch.transmittance[pixel]);
+            const size_t at = size_t(window.top + r) * bins.width + window.left + x;
+            const size_t to = size_t(v) * bins.height * bins.width + at;
+            const int pixel = pixel_of(r, x);
+            const float through = std::fabs(scratch.through[pixel]);
             const float *const sum = sums + size_t(pixel) * padded;
-            float *const out = image + to * channels;
-            for (int c = 0; c < channels; c++) out[c] = sum[c] + through * background[c];
-            alpha_image[to] = 1.0f - through;
-            depth_image[to] = sum[channels];
+            float *const image = out.image + to * channels;
+            for (int c = 0; c < channels; c++) image[c] = sum[c] + through * background[c];
+            out.alpha[to] = 1.0f - through;
+            out.depth[to] = scratch.depth[pixel];
+            if (keep) view.through[at] = through;
         }
 }
 
-// What the backward pass is given: the alpha image, and the gradients of all images.
+// What the backward pass is given: the gradients of all images.
 struct Backward {
-    const float *background, *alpha;
+    const float *background;
     const float *grad_image, *grad_alpha, *grad_depth;
 };
 
-// Where the gradients of a view's Gaussians go.
-struct Gradients {
-    float *means2d, *conics, *depths, *opacities, *features;
+// The gradients of a view's Gaussians in its tiles.
+struct Parts {
+    std::unique_ptr<Register[]> rows;      // [slots, padded + GEOMETRY], not initialised
+    std::unique_ptr<uint8_t[]> touched; // [slots]; where not, there is no row
 
-    // A row: payload, then x y a b c opacity.
-    GHA_INLINE void put(size_t id, const float *row, const Features &like) const {
-        std::memcpy(features + id * like.channels, row, size_t(like.channels) * sizeof(float));
-        depths[id] = row[like.channels];
-        const float *const geometry = row + like.padded;
-        for (int k = 0; k < 2; k++) means2d[id * 2 + k] = geometry[k];
-        for (int k = 0; k < 3; k++) conics[id * 3 + k] = geometry[2 + k];
-        opacities[id] = geometry[5];
+    GHA_INLINE float *row(uint32_t slot, int padded) const {
+        return reinterpret_cast<float *>(rows.get()) + size_t(slot) * (padded + GEOMETRY);
     }
 };
 
-struct Sink {
-    Gradients gradients; // of what is ALONE
-    float *rows;         // [slots, padded + GEOMETRY]
-    uint8_t *touched;    // [slots]; where not, there is no row
-};
-
-// With s_j = gradient . payload_j, L's derivative by alpha_i is
-//   T_i s_i - (sum over j behind i of w_j s_j + T_end gradient . background) / (1 - alpha_i);
+// With s_j = gradient . what j adds, L's derivative by alpha_i is
+//   T_i s_i - (sum over j behind i of w_j s_j + T_end (gradient . background - gradient of alpha))
+//             / (1 - alpha_i);
 // from far to near the bracket is a running sum.
 template <int CHANNELS>
 GHA_INLINE void backward_tile(const Bins &bins, int v, int tile, const Features &features,
-                              const Backward &in, const Sink &sink, Scratch &scratch) {
+                              const Backward &in, const Parts &parts, Scratch &scratch) {
     const int channels = CHANNELS ? CHANNELS : features.channels;
-    const int padded = padded_size(channels), blocks = padded / LANES;
+    const int padded = padded_of(channels), blocks = padded / LANES;
     const View &view = bins.view[v];
     const Window window = window_of(bins, tile);
-    const int64_t begin = view.tile_begin[tile], end = view.tile_begin[tile + 1];
-    if (begin == end) return;
+    if (view.runs[tile].empty()) return;
 
-    float *const gradients = scratch.image.data();
+    float *const gradients = reinterpret_cast<float *>(scratch.wide.data());
     for (int r = 0; r < window.rows; r++)
         for (int x = 0; x < window.columns; x++) {
-            const int pixel = r * STRIDE + x;
-            const size_t at =
-                (size_t(v) * bins.height + window.top + r) * bins.width + window.left + x;
+            const size_t at = size_t(window.top + r) * bins.width + window.left + x;
+            const size_t from = size_t(v) * bins.height * bins.width + at;
+            const int pixel = pixel_of(r, x);
+            const float *const image = in.grad_image + from * channels;
             float *const row = gradients + size_t(pixel) * padded;
-            float shining = 0.0f;
-#pragma omp simd reduction(+ : shining)
-            for (int c = 0; c < channels; c++) {
-                row[c] = in.grad_image[at * channels + c];
-                shining += row[c] * in.background[c];
-            }
-            row[channels] = in.grad_depth[at];
-            row[channels + 1] = in.grad_alpha[at];
-            for (int c = channels + 2; c < padded; c++) row[c] = 0.0f;
-            scratch.behind[pixel] = (1.0f - in.alpha[at]) * shining;
+            std::memcpy(row, image, size_t(channels) * sizeof(float));
+            F8 shining = {};
+            for (int n = 0; n < blocks; n++)
+                shining += load(row + n * LANES) * load(in.background + n * LANES);
+            scratch.depth[pixel] = in.grad_depth[from];
+            scratch.through[pixel] = view.through[at];
+            scratch.behind[pixel] = view.through[at] * (total(shining) - in.grad_alpha[from]);
         }
 
-    const Taken &taken = view.taken[tile];
-    const uint16_t *pixel = taken.pixel.get() + taken.count;
-    const float *alpha = taken.alpha.get() + taken.count;
-    const float *before = taken.before.get() + taken.count;
-    Register dots[LANES] = {}; // of each pixel, by channel modulo LANES
+    Register feature[REGISTERS<CHANNELS>], fixed[REGISTERS<CHANNELS>];
+    Register *const gradient = CHANNELS ? fixed : scratch.gradient.data();
+    const Run *runs = view.runs[tile].data() + view.runs[tile].size();
+    const int64_t begin = view.tile_begin[tile], end = view.tile_begin[tile + 1];
     for (int64_t e = end - 1; e >= begin; e--) {
         if (e - AHEAD >= begin) prefetch(view, features, view.entries[e - AHEAD].id);
         const Entry entry = view.entries[e];
-        pixel -= entry.taken;
-        alpha -= entry.taken;
-        before -= entry.taken;
-        if (entry.slot != ALONE && !(sink.touched[entry.slot] = entry.taken > 0)) continue;
+        const int count = int(entry.runs);
+        if (!count) continue;
+        parts.touched[entry.slot] = 1;
+        runs -= count;
         const Gaussian g = view.gaussians[entry.id];
-        float *const payload = scratch.payload.data();
-        load_payload(features, channels, entry.id, g.depth, payload);
-        float *row = payload;
-        if (entry.slot != ALONE) {
-            row = sink.rows + size_t(entry.slot) * (padded + GEOMETRY);
-            for (int c = 0; c < padded + GEOMETRY; c += 16) __builtin_prefetch(row + c, 1);
+        const Local local(g, window);
+        const float *const payload = features.of(entry.id, channels, scratch.payload);
+        float *const row = parts.row(entry.slot, padded);
+        for (int c = 0; c < padded + GEOMETRY; c += 16) __builtin_prefetch(row + c, 1);
+
+        int pixels = 0;
+        for (int i = 0; i < count; i++) {
+            const int pixel = runs[i].block * LANES;
+            store(scratch.raw + pixel, raw_alpha(local, pixel));
+            pixels += scratch.list(pixels, runs[i]);
         }
-        Register fixed[CHANNELS ? padded_size(CHANNELS) / LANES : 1] = {};
-        Register *const payload_grad = CHANNELS ? fixed : scratch.grad.data();
-        if (!CHANNELS) std::fill_n(payload_grad, blocks, Register{});
+        for (int i = 0; i < count; i++) {
+            const int pixel = runs[i].block * LANES;
+            const F8 raw = load(scratch.raw + pixel), alpha = lower(raw, splat(MAX_ALPHA));
+            const I8 takes = (BITS & int32_t(runs[i].takes)) > 0, moves = takes & (raw < MAX_ALPHA);
+            const F8 inverse = 1.0f / (1.0f - alpha);
+            const F8 after = load(scratch.through + pixel), before = after * inverse;
+            store(scratch.through + pixel, takes ? before : after);
+            store(scratch.weight + pixel, (F8)(takes & (I8)(alpha * before)));
+            store(scratch.odds + pixel, moves ? alpha * inverse : splat(-1.0f));
+        }
+        for (int n = 0; n < blocks; n++) gradient[n] = Register{};
+        for (int n = 0; CHANNELS && n < blocks; n++) feature[n].lanes = load(payload + n * LANES);
+        for (int i = 0; i < pixels; i++) {
+            const float *const part = gradients + size_t(scratch.pixel[i]) * padded;
+            const F8 weight = splat(scratch.weight[scratch.pixel[i]]);
+            F8 dot = {};
+            for (int n = 0; n < blocks; n++) {
+                const F8 lanes = load(part + n * LANES);
+                dot += lanes * (CHANNELS ? feature[n].lanes : load(payload + n * LANES));
+                gradient[n].lanes += weight * lanes;
+            }
+            scratch.dots[scratch.pixel[i]].lanes = dot;
+        }
         // Moments of dL/dpower over the offsets from the mean.
-        F8 m0 = {}, mx = {}, my = {}, mxx = {}, mxy = {}, myy = {};
-        const float left = float(window.left) + 0.5f - g.x, top = float(window.top) + 0.5f - g.y;
-        for (int t = 0; t < entry.taken; t += LANES) {
-            const int count = std::min(LANES, entry.taken - t);
-            for (int k = 0; k < count; k++) {
-                const float *const grad = gradients + size_t(pixel[t + k]) * padded;
-                const float weight = alpha[t + k] * before[t + k];
-                F8 dot = {};
-                for (int b = 0; b < blocks; b++) {
-                    const F8 part = load(grad + b * LANES);
-                    dot += part * load(payload + b * LANES);
-                    payload_grad[b].lanes += weight * part;
-                }
-                dots[k].lanes = dot;
-            }
-            const F8 along = sums(dots);
-            const I8 index = load_indices(pixel + t);
-            F8 rest = {};
-            for (int k = 0; k < count; k++) {
-                float &behind = scratch.behind[pixel[t + k]];
-                rest[k] = behind;
-                behind += alpha[t + k] * before[t + k] * along[k];
-            }
-            const F8 a = load(alpha + t);
-            const F8 by_alpha = load(before + t) * along - rest / (1.0f - a);
-            const I8 moves = (a < MAX_ALPHA) & (IOTA < float(count));
-            const F8 p = moves ? by_alpha * a : splat(0.0f);
-            const F8 at = __builtin_convertvector(index, F8);
-            const F8 r = __builtin_convertvector(
-                __builtin_convertvector((at + 0.5f) * (1.0f / STRIDE), I8), F8);
-            const F8 dx = at - r * float(STRIDE) + left, dy = r + top;
+        F8 m0 = {}, mx = {}, my = {}, mxx = {}, mxy = {}, myy = {}, by_depth = {};
+        for (int i = 0; i < count; i++) {
+            const int pixel = runs[i].block * LANES;
+            const F8 weight = load(scratch.weight + pixel), odds = load(scratch.odds + pixel);
+            const F8 depth = load(scratch.depth + pixel);
+            const F8 along = sums(scratch.dots + pixel) + depth * g.depth;
+            const I8 takes = weight > 0.0f;
+            const F8 gain = takes ? weight * along : F8{};
+            const F8 rest = load(scratch.behind + pixel);
+            store(scratch.behind + pixel, rest + gain);
+            by_depth += takes ? weight * depth : F8{};
+            const F8 p = odds >= 0.0f ? gain - rest * odds : F8{};
+            const F8 dx = local.dx(pixel), dy = local.dy(pixel);
             const F8 px = p * dx, py = p * dy;
             m0 += p;
             mx += px;
@@ -586,31 +572,62 @@ GHA_INLINE void backward_tile(const Bins &bins, int v, int tile, const Features 
             myy += py * dy;
         }
         // power = -(a dx² + c dy²) / 2 - b dx dy, and dx = pixel - mean.
-        const Register moments[LANES] = {{mx}, {my}, {mxx}, {mxy}, {myy}, {m0}};
+        const Register moments[LANES] = {{mx}, {my}, {mxx}, {mxy}, {myy}, {m0}, {by_depth}};
         const F8 sum = sums(moments);
         const F8 geometry = {g.a * sum[0] + g.b * sum[1],
                              g.b * sum[0] + g.c * sum[1],
                              -0.5f * sum[2],
                              -sum[3],
                              -0.5f * sum[4],
-                             sum[5] / g.opacity};
-        for (int b = 0; b < blocks; b++) store(row + b * LANES, payload_grad[b].lanes);
+                             sum[5] / g.opacity,
+                             sum[6]};
+        for (int n = 0; n < blocks; n++) store(row + n * LANES, gradient[n].lanes);
         store(row + padded, geometry);
-        if (entry.slot == ALONE) sink.gradients.put(size_t(entry.id), row, features);
+    }
+}
+
+// Where the gradients of a view's Gaussians go.
+struct Gradients {
+    float *means2d, *conics, *depths;
+};
+
+// Sum a chunk's gradients: each Gaussian's in the order of views and tiles.
+GHA_INLINE void sum_parts(const Bins &bins, int chunk, const std::vector<Parts> &parts,
+                          const std::vector<Gradients> &out, float *opacities, float *features,
+                          int channels) {
+    const int padded = padded_of(channels);
+    const int begin = bins.chunk(chunk), end = bins.chunk(chunk + 1);
+    std::fill(features + size_t(begin) * channels, features + size_t(end) * channels, 0.0f);
+    std::fill(opacities + begin, opacities + end, 0.0f);
+    for (int v = 0; v < bins.views; v++) {
+        const Gradients &to = out[v];
+        std::fill(to.means2d + 2 * size_t(begin), to.means2d + 2 * size_t(end), 0.0f);
+        std::fill(to.conics + 3 * size_t(begin), to.conics + 3 * size_t(end), 0.0f);
+        std::fill(to.depths + begin, to.depths + end, 0.0f);
+        for_slots(bins.view[v], bins, chunk, [&](int i, uint32_t slot) {
+            if (!parts[v].touched[slot]) return;
+            const float *const row = parts[v].row(slot, padded);
+            float *const feature = features + size_t(i) * channels;
+            for (int c = 0; c < channels; c++) feature[c] += row[c];
+            const float *const geometry = row + padded;
+            for (int k = 0; k < 2; k++) to.means2d[2 * size_t(i) + k] += geometry[k];
+            for (int k = 0; k < 3; k++) to.conics[3 * size_t(i) + k] += geometry[2 + k];
+            opacities[i] += geometry[5];
+            to.depths[i] += geometry[6];
+        });
     }
 }
 
 #define GHA_SPECIALISE(NAME, CHANNELS)                                                             \
-    GHA_MULTIVERSION void forward_##NAME(                                                          \
-        Bins &bins, int v, int tile, const Features &features, const float *background,            \
-        float *image, float *alpha, float *depth, bool keep, Scratch &scratch) {                   \
-        forward_tile<CHANNELS>(bins, v, tile, features, background, image, alpha, depth, keep,     \
-                               scratch);                                                           \
+    GHA_MULTIVERSION void forward_##NAME(Bins &bins, int v, int tile, const Features &features,    \
+                                         const float *background, const Planes &out, bool keep,    \
+                                         Scratch &scratch) {                                       \
+        forward_tile<CHANNELS>(bins, v, tile, features, background, out, keep, scratch);           \
     }                                                                                              \
     GHA_MULTIVERSION void backward_##NAME(const Bins &bins, int v, int tile,                       \
                                           const Features &features, const Backward &in,            \
-                                          const Sink &sink, Scratch &scratch) {                    \
-        backward_tile<CHANNELS>(bins, v, tile, features, in, sink, scratch);                       \
+                                          const Parts &parts, Scratch &scratch) {                  \
+        backward_tile<CHANNELS>(bins, v, tile, features, in, parts, scratch);                      \
     }
 } // namespace
 
@@ -645,6 +662,31 @@ template <typename F> void in_parallel(int count, int threads, const F &f) {
     if (failure) std::rethrow_exception(failure);
 }
 
+// f(view, tile, scratch) for all tiles.
+template <typename F>
+void for_all_tiles(const Bins &bins, int padded, int threads, const F &f) {
+    const int tiles = bins.tiles(), jobs = tiles * bins.views;
+    std::vector<std::unique_ptr<Scratch>> spare;
+    in_parallel(jobs, threads, [&](int job) {
+        std::unique_ptr<Scratch> scratch;
+#pragma omp critical(scratch)
+        if (!spare.empty()) {
+            scratch = std::move(spare.back());
+            spare.pop_back();
+        }
+        if (!scratch) scratch = std::make_unique<Scratch>(padded);
+        f(job / tiles, job % tiles, *scratch);
+#pragma omp critical(scratch)
+        spare.push_back(std::move(scratch));
+    });
+}
+
+std::vector<float> padded_copy(const In1 &values, int padded) {
+    std::vector<float> copy(padded);
+    std::copy_n(values.data(), values.shape(0), copy.begin());
+    return copy;
+}
+
 Bins *splat_forward(In3 means2d, In3 conics, In2 depths, Array<const bool, nb::ndim<2>> visible,
                     In1 opacities, In2 features, In1 background, Out4 image, Out3 alpha,
                     Out3 depth, bool keep, int threads) {
@@ -656,106 +698,75 @@ Bins *splat_forward(In3 means2d, In3 conics, In2 depths, Array<const bool, nb::n
     bins->across = (bins->width + TILE_WIDTH - 1) / TILE_WIDTH;
     bins->down = (bins->height + TILE_HEIGHT - 1) / TILE_HEIGHT;
     bins->view.resize(bins->views);
-    const int channels = int(features.shape(1));
-    const Features values{features.data(), channels, padded_size(channels)};
+    const int channels = int(features.shape(1)), padded = padded_of(channels);
+    const Features values{features.data(), channels};
     const auto run = channels == 3    ? forward_splat_3
                      : channels == 32 ? forward_splat_32
                                       : forward_splat_any;
-    const int tiles = bins->across * bins->down, jobs = tiles * bins->views;
-    const size_t count = size_t(bins->count);
+    const size_t count = size_t(bins->count), tiles = size_t(bins->tiles());
 
     nb::gil_scoped_release release;
     for (View &view : bins->view) {
         view.gaussians.reset(new Gaussian[count]);
-        view.tiles.resize(count);
+        view.boxes.resize(count);
+        view.chunk_begin.resize(CHUNKS * tiles);
     }
-    const int chunks = int((count + CHUNK - 1) / CHUNK);
-    std::vector<int64_t> entries(size_t(bins->views) * chunks);
-    in_parallel(bins->views * chunks, threads, [&](int job) {
-        const size_t v = job / chunks, from = size_t(job % chunks) * CHUNK;
+    in_parallel(bins->views * CHUNKS, threads, [&](int job) {
+        const size_t v = job / CHUNKS;
         const Projected in{means2d.data() + v * count * 2, conics.data() + v * count * 3,
                            depths.data() + v * count, visible.data() + v * count,
                            opacities.data()};
-        const size_t to = std::min(from + CHUNK, count);
-        entries[job] = find_gaussians(bins->view[v], *bins, in, int(from), int(to));
+        find_gaussians(bins->view[v], *bins, in, job % CHUNKS);
     });
-    const int64_t total = std::accumulate(entries.begin(), entries.end(), int64_t(0));
-    if (total >= MOST_ENTRIES)
-        throw std::length_error(std::to_string(total) + " intersections of Gaussians and tiles");
-    in_parallel(bins->views, threads, [&](int v) {
-        fill_tiles(bins->view[v], *bins, depths.data() + v * count);
-    });
-    for (View &view : bins->view) view.taken.resize(keep ? tiles : 0);
-#pragma omp parallel num_threads(threads)
-    {
-        Scratch scratch(values.padded);
-#pragma omp for schedule(dynamic)
-        for (int job = 0; job < jobs; job++)
-            run(*bins, job / tiles, job % tiles, values, background.data(), image.data(),
-                alpha.data(), depth.data(), keep, scratch);
+    int64_t entries = 0;
+    for (View &view : bins->view) entries += place_chunks(view, *bins);
+    if (entries >= MOST_ENTRIES)
+        throw std::length_error(std::to_string(entries) + " intersections of Gaussians and tiles");
+    for (View &view : bins->view) {
+        view.entries.resize(view.tile_begin.back());
+        if (!keep) continue;
+        view.runs.resize(tiles);
+        view.through.resize(size_t(bins->width) * bins->height);
     }
+    in_parallel(bins->views * CHUNKS, threads, [&](int job) {
+        const size_t v = job / CHUNKS;
+        fill_tiles(bins->view[v], *bins, depths.data() + v * count, job % CHUNKS);
+    });
+    const Planes out{image.data(), alpha.data(), depth.data()};
+    for_all_tiles(*bins, padded, threads, [&](int v, int tile, Scratch &scratch) {
+        run(*bins, v, tile, values, background.data(), out, keep, scratch);
+    });
     return bins.release();
 }
 
-void splat_backward(const Bins &bins, In2 features, In1 background, In3 alpha, In4 grad_image, In3 grad_alpha, In3 grad_depth, Out3 grad_means2d,
-                    Out3 grad_conics, Out2 grad_depths, Out1 grad_opacities, Out2 grad_features,
-                    int threads) {
-    const int channels = int(features.shape(1));
-    const Features values{features.data(), channels, padded_size(channels)};
-    const Backward in{background.data(), alpha.data(), grad_image.data(), grad_alpha.data(),
-                      grad_depth.data()};
+void splat_backward(const Bins &bins, In2 features, In1 background, In4 grad_image, In3 grad_alpha,
+                    In3 grad_depth, Out3 grad_means2d, Out3 grad_conics, Out2 grad_depths,
+                    Out1 grad_opacities, Out2 grad_features, int threads) {
+    const int channels = int(features.shape(1)), padded = padded_of(channels);
+    const Features values{features.data(), channels};
+    const std::vector<float> behind = padded_copy(background, padded);
+    const Backward in{behind.data(), grad_image.data(), grad_alpha.data(), grad_depth.data()};
     const auto run = channels == 3    ? backward_splat_3
                      : channels == 32 ? backward_splat_32
                                       : backward_splat_any;
-    const int tiles = bins.across * bins.down, jobs = tiles * bins.views;
-    const size_t size = values.padded + GEOMETRY, count = size_t(bins.count);
-    const auto gradients_of = [&](size_t v) {
-        return Gradients{grad_means2d.data() + v * count * 2, grad_conics.data() + v * count * 3,
-                         grad_depths.data() + v * count, grad_opacities.data(),
-                         grad_features.data()};
-    };
+    const size_t count = size_t(bins.count);
+    std::vector<Gradients> out;
+    for (size_t v = 0; v < size_t(bins.views); v++)
+        out.push_back({grad_means2d.data() + v * count * 2, grad_conics.data() + v * count * 3,
+                       grad_depths.data() + v * count});
 
     nb::gil_scoped_release release;
-    std::vector<std::unique_ptr<float[]>> rows(bins.views); // not initialised
-    std::vector<std::unique_ptr<uint8_t[]>> touched(bins.views);
-    std::vector<Sink> sinks;
+    std::vector<Parts> parts(bins.views);
     for (int v = 0; v < bins.views; v++) {
-        const size_t slots = bins.view[v].slot_begin.back();
-        rows[v].reset(new float[slots * size]);
-        touched[v].reset(new uint8_t[slots]());
-        sinks.push_back({gradients_of(v), rows[v].get(), touched[v].get()});
+        const size_t slots = bins.view[v].entries.size();
+        parts[v].rows.reset(new Register[slots * size_t(padded + GEOMETRY) / LANES]);
+        parts[v].touched.reset(new uint8_t[slots]());
     }
-#pragma omp parallel num_threads(threads)
-    {
-        Scratch scratch(values.padded);
-#pragma omp for schedule(dynamic)
-        for (int job = 0; job < jobs; job++) {
-            const int v = job / tiles;
-            run(bins, v, job % tiles, values, in, sinks[v], scratch);
-        }
-    }
-    // Each Gaussian sums its rows in the order of views and tiles.
-    in_parallel(int((count + CHUNK - 1) / CHUNK), threads, [&](int chunk) {
-        std::vector<float> sum(size), shared(size);
-        for (size_t i = chunk * CHUNK; i < std::min((chunk + 1) * CHUNK, count); i++) {
-            std::fill(shared.begin(), shared.end(), 0.0f);
-            for (int v = 0; v < bins.views; v++) {
-                const View &view = bins.view[v];
-                const uint32_t first = view.slot_begin[i], end = view.slot_begin[i + 1];
-                if (first == end && view.tiles[i].size()) continue; // was ALONE
-                std::fill(sum.begin(), sum.end(), 0.0f);
-                for (uint32_t slot = first; slot < end; slot++) {
-                    if (!touched[v][slot]) continue;
-                    const float *const row = rows[v].get() + slot * size;
-                    for (size_t c = 0; c < size; c++) sum[c] += row[c];
-                }
-                // Features and opacity are those of all views.
-                for (int c = 0; c < channels; c++) shared[c] = sum[c] += shared[c];
-                float &opacity = sum[values.padded + 5];
-                shared[values.padded + 5] = opacity += shared[values.padded + 5];
-                sinks[v].gradients.put(i, sum.data(), values);
-            }
-        }
+    for_all_tiles(bins, padded, threads, [&](int v, int tile, Scratch &scratch) {
+        run(bins, v, tile, values, in, parts[v], scratch);
+    });
+    in_parallel(CHUNKS, threads, [&](int chunk) {
+        sum_parts(bins, chunk, parts, out, grad_opacities.data(), grad_features.data(), channels);
     });
 }
 

@@ -140,7 +140,7 @@ class _Composite(torch.autograd.Function):
         outputs = [torch.empty_like(v) for v in (means2d, conics, depths, opacities, features)]
         splat_backward(
             ctx.bins,
-            *_arrays(features, background, alpha),
+            *_arrays(features, background),
             *_arrays(*(g.contiguous() for g in (grad_image, grad_alpha, grad_depth))),
             *_arrays(*outputs),
             _threads(),
