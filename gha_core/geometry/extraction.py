@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from gha_core.adam import Adam, Group
 from gha_core.errors import StageError
 from gha_core.geometry.expression_prior import FaceSearch
 from gha_core.geometry.marching import Crossing, blend, cross, interpolate
@@ -149,7 +150,7 @@ def fit_sphere(
     """Train the geometry network to the sphere around the head's origin, so that the first
     extraction is not empty."""
     draw = torch.Generator().manual_seed(seed)
-    optimiser = torch.optim.Adam(networks.geometry.parameters(), 2e-3)
+    optimiser = Adam([Group(list(networks.geometry.parameters()), 2e-3)])
     for _ in range(steps):
         points = lattice.positions(torch.randint(len(lattice), (2048,), generator=draw))
         values = networks.neutral(points)

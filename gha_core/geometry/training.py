@@ -12,13 +12,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from gha_core.checkpoint import (
-    Checkpoint,
-    optimiser_tensors,
-    read_checkpoint,
-    restore_optimiser,
-    write_checkpoint,
-)
+from gha_core.adam import Adam, Group
+from gha_core.checkpoint import Checkpoint, read_checkpoint, write_checkpoint
 from gha_core.errors import StageError, locate
 from gha_core.geometry import losses
 from gha_core.geometry.expression_prior import CarriedExpressions, carry
@@ -73,19 +68,19 @@ class TrainingState:
 
     networks: HeadNetworks
     landmarks: torch.nn.Parameter
-    optimiser: torch.optim.Adam
+    optimiser: Adam
     step: int = 0
     history: list[tuple[int, str, float]] = field(default_factory=list)
 
     def checkpoint(self, fingerprint: str) -> Checkpoint:
         tensors = {f"net.{name}": value for name, value in self.networks.state_dict().items()}
-        tensors |= {f"adam.{k}": value for k, value in optimiser_tensors(self.optimiser).items()}
+        tensors |= {f"adam.{k}": value for k, value in self.optimiser.tensors().items()}
         tensors["landmarks"] = self.landmarks
         return Checkpoint(self.step, tensors, self.history, fingerprint)
 
     def restore(self, checkpoint: Checkpoint) -> None:
         self.networks.load_state_dict(checkpoint.part("net"))
-        restore_optimiser(self.optimiser, checkpoint.part("adam"))
+        self.optimiser.restore(checkpoint.part("adam"))
         with torch.no_grad():
             self.landmarks.copy_(checkpoint.tensors["landmarks"])
         self.step, self.history = checkpoint.step, checkpoint.history
@@ -207,10 +202,10 @@ def _start(face: TrackedFace, settings: Settings, seed: int) -> TrainingState:
     torch.manual_seed(seed)
     networks = HeadNetworks(len(face.basis), settings.width)
     landmarks = torch.nn.Parameter(face.landmarks.clone())
-    optimiser = torch.optim.Adam(
+    optimiser = Adam(
         [
-            {"params": list(networks.parameters()), "lr": settings.learning_rate},
-            {"params": [landmarks], "lr": settings.landmark_learning_rate},
+            Group(list(networks.parameters()), settings.learning_rate),
+            Group([landmarks], settings.landmark_learning_rate),
         ]
     )
     return TrainingState(networks, landmarks, optimiser)
@@ -304,8 +299,8 @@ def _update(state: TrainingState, total: Tensor, settings: Settings) -> None:
     fall = 0.5 * (1 + math.cos(math.pi * state.step / settings.steps))
     factor = last + (1 - last) * fall
     rates = (settings.learning_rate, settings.landmark_learning_rate)
-    for group, rate in zip(state.optimiser.param_groups, rates, strict=True):
-        group["lr"] = rate * factor
+    for group, rate in zip(state.optimiser.groups, rates, strict=True):
+        group.rate = rate * factor
     state.optimiser.zero_grad()
     total.backward()
     state.optimiser.step()
