@@ -332,8 +332,9 @@ def write_inputs(
     rng = np.random.default_rng(int.from_bytes(root.name.encode()[:4], "little"))
     cameras = [*seen.cameras, *([hidden] if hidden else [])]
     image = encode_jpeg(np.full((SIZE, SIZE, 3), 128, np.uint8))
-    for stage in ("ingest", "landmarks", "out"):
+    for stage in ("ingest", "matting", "landmarks", "out"):
         (root / stage).mkdir(parents=True)
+    write_table(root / "matting/alpha.parquet", schemas.ALPHA, [])
     frames, rows = [], []
     for index, timestep in enumerate(seen.timesteps):
         for view, camera in enumerate(cameras):
