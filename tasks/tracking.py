@@ -455,11 +455,17 @@ def _summary(
     residual = track.residual[kept]
     pixels = residual[np.isfinite(residual)]
     relative = track.relative[kept]
-    cameras = {}
+    cameras: dict[str, dict[str, Any]] = {}
     for index, camera in enumerate(seen.observations.cameras):
         own = residual[:, index][np.isfinite(residual[:, index])]
         if len(own):
-            cameras[camera.name] = {"views": len(own), "residual_px": _rounded(own.mean())}
+            worst = kept[np.nanargmax(residual[:, index])]
+            cameras[camera.name] = {
+                "views": len(own),
+                "residual_px": _rounded(own.mean()),
+                "p95_px": _rounded(np.percentile(own, 95)),
+                "worst": dict(zip(("sequence", "timestep"), seen.frames[worst], strict=True)),
+            }
     warnings = []
     if float(np.median(relative)) > _LARGE_RESIDUAL:
         warnings.append(
