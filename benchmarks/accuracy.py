@@ -39,6 +39,13 @@ WANTED = (
     *("jawOpen", "mouthSmileLeft", "mouthSmileRight", "mouthPucker"),
     *("eyeBlinkLeft", "eyeBlinkRight", "browInnerUp"),
 )
+_GAZE = {
+    "sideways": (
+        ("eyeLookOutLeft", "eyeLookInLeft"),  # to the person's left
+        ("eyeLookInRight", "eyeLookOutRight"),
+    ),
+    "upwards": (("eyeLookUpLeft", "eyeLookDownLeft"), ("eyeLookUpRight", "eyeLookDownRight")),
+}
 ACTIVE = 0.3  # the truth of a coefficient must exceed this somewhere to be compared
 
 
@@ -105,8 +112,22 @@ class Tracked:
                 name: _short(by_timestep[names == name].mean())
                 for name in dict.fromkeys(self.sequences)
             },
+            "gaze_correlation": self.gaze(),
             "correlation": self.correlations(),
         }
+
+    def gaze(self) -> dict[str, float]:
+        """Correlation with the truth of where the eyes look, both eyes taken together: of opposite
+        coefficients only the difference says that."""
+        result = {}
+        for axis, pairs in _GAZE.items():
+            found, true = (
+                sum(values[:, self.names.index(plus)] - values[:, self.names.index(minus)]
+                    for plus, minus in pairs)
+                for values in (self.found, self.true)
+            )  # fmt: skip
+            result[axis] = _short(np.corrcoef(found, true)[0, 1])
+        return result
 
     def correlations(self) -> dict[str, float | None]:
         """With the truth, of each expression that the truth activates; None where the found one

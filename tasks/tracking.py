@@ -1,6 +1,6 @@
 """Tracking: who it is, and where the head is and what the face does in every timestep.
 
-Reads ingest and landmarks. One identity and one size per subject are learned from training
+Reads ingest, mattes and landmarks. One identity and one size per subject are learned from training
 timesteps and cameras; held-out cameras have no part in anything, and held-out timesteps are fitted
 with the identity as it is. A timestep that cannot be tracked is set aside with its reason.
 """
@@ -23,7 +23,7 @@ from pydantic import Field
 from gha_core.artifacts import schemas
 from gha_core.artifacts.blobs import Blobs
 from gha_core.artifacts.contact_sheet import ViewKey, views_sheet
-from gha_core.artifacts.images import Image, decode_image, encode_jpeg
+from gha_core.artifacts.images import Image, decode_image, decode_matte, encode_jpeg
 from gha_core.artifacts.stage_folder import licences, read_json, write_json
 from gha_core.artifacts.tables import read_rows, read_table, write_table
 from gha_core.artifacts.tensors import save_tensors
@@ -39,6 +39,7 @@ from gha_core.fitting.given_poses import GivenPoses
 from gha_core.fitting.initial_pose import usual_scale
 from gha_core.fitting.observations import LandmarkModel
 from gha_core.fitting.one_person import others
+from gha_core.fitting.outlines import Mattes
 from gha_core.fitting.overlay import draw_overlay
 from gha_core.fitting.report import jitter, never_moved, unobserved, worst_views
 from gha_core.fitting.tracked_points import tracked_points
@@ -94,6 +95,11 @@ class Params(StageParams):
     photometric: bool = Field(
         True, description="after the landmarks, move the head to where its photos look alike"
     )
+    outlines: bool = Field(
+        True,
+        description="with photos of several cameras, fit the face's shape to its outlines in the "
+        "mattes",
+    )
     max_residual: float = Field(
         Settings.max_residual,
         gt=0,
@@ -134,7 +140,9 @@ def run(inputs: Inputs, params: Params, out: Path) -> None:
     if _lens_is_assumed(inputs["ingest"]) and given is None:
         lens, seen = _with_likely_lens(model, seen, params)
         _write_cameras(inputs, seen, out)
-    track = track_head(model, seen.observations, params.settings(), photos, given)
+    several = len(seen.observations.cameras) > 1
+    mattes = _mattes(inputs, seen) if params.outlines and photos and several else None
+    track = track_head(model, seen.observations, params.settings(), photos, given, mattes)
     rejects = dict(seen.rejects)
     for index in np.flatnonzero(track.failed):
         frame = seen.frames[index]
@@ -376,6 +384,19 @@ def _photos(inputs: Inputs, seen: _Seen) -> Photos:
     return photos
 
 
+def _mattes(inputs: Inputs, seen: _Seen) -> Mattes:
+    """The mattes of a timestep by camera, both as indices into the observations."""
+    blobs = Blobs(inputs["matting"] / "alpha.parquet", schemas.ALPHA, "alpha")
+
+    def mattes(index: int) -> dict[int, Image]:
+        keys = {
+            c: (*seen.frames[index], each.name) for c, each in enumerate(seen.observations.cameras)
+        }
+        return {c: decode_matte(blobs[key]) for c, key in keys.items() if key in blobs}
+
+    return mattes
+
+
 def _preview(inputs: Inputs, seen: _Seen, head: _Head, kept: NDArray[np.int64]) -> Image:
     cameras = _even(sorted(camera.name for camera in seen.observations.cameras), _PREVIEW_CAMERAS)
     worst = [int(kept[t]) for t, _ in worst_views(head.track.residual[kept], 2)]
@@ -434,11 +455,17 @@ def _summary(
     residual = track.residual[kept]
     pixels = residual[np.isfinite(residual)]
     relative = track.relative[kept]
-    cameras = {}
+    cameras: dict[str, dict[str, Any]] = {}
     for index, camera in enumerate(seen.observations.cameras):
         own = residual[:, index][np.isfinite(residual[:, index])]
         if len(own):
-            cameras[camera.name] = {"views": len(own), "residual_px": _rounded(own.mean())}
+            worst = kept[np.nanargmax(residual[:, index])]
+            cameras[camera.name] = {
+                "views": len(own),
+                "residual_px": _rounded(own.mean()),
+                "p95_px": _rounded(np.percentile(own, 95)),
+                "worst": dict(zip(("sequence", "timestep"), seen.frames[worst], strict=True)),
+            }
     warnings = []
     if float(np.median(relative)) > _LARGE_RESIDUAL:
         warnings.append(

@@ -388,9 +388,7 @@ def test_tracking_with_another_model(
     monkeypatch.setattr(tracking, "face_model", lambda n, p: face_model(n, p, portraits=40))
     actor = Actor(head, 8)
     inputs = write_inputs(tmp_path / "capture", actor.seen(rig(3)))
-    params = tracking.Params(
-        iterations=8, photometric=False, face_model="flame", face_model_path=flame_file
-    )
+    params = tracking.Params(iterations=8, face_model="flame", face_model_path=flame_file)
     out = tmp_path / "capture/out"
     tracking.run(inputs, params, out)
     licence = ASSETS["flame"].licence

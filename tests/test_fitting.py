@@ -332,8 +332,9 @@ def write_inputs(
     rng = np.random.default_rng(int.from_bytes(root.name.encode()[:4], "little"))
     cameras = [*seen.cameras, *([hidden] if hidden else [])]
     image = encode_jpeg(np.full((SIZE, SIZE, 3), 128, np.uint8))
-    for stage in ("ingest", "landmarks", "out"):
+    for stage in ("ingest", "matting", "landmarks", "out"):
         (root / stage).mkdir(parents=True)
+    write_table(root / "matting/alpha.parquet", schemas.ALPHA, [])
     frames, rows = [], []
     for index, timestep in enumerate(seen.timesteps):
         for view, camera in enumerate(cameras):
@@ -403,6 +404,10 @@ def test_stage_ignores_held_out_cameras_and_is_reproducible(
     assert "tongueOut" in summary["expressions"]["unobserved"]
     strongest = model.expression_names[int(actor.expression[[0, 1, 3, 4, 5]].max(0).argmax())]
     assert strongest not in summary["expressions"]["never_moved"]
+    for facts in summary["cameras"].values():
+        assert facts["views"] == 5
+        assert facts["p95_px"] > facts["residual_px"] > 0
+        assert facts["worst"]["timestep"] in (0, 1, 3, 4, 5)
     assert summary["worst"][0]["residual_px"] >= summary["worst"][-1]["residual_px"]
     assert summary["verdict"].startswith("5 of 6 timesteps are tracked")
     moved = identity["neutral_vertices"] + np.tensordot(

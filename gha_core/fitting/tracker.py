@@ -2,7 +2,8 @@
 
 1. A pose per timestep from perspective-n-point (:mod:`gha_core.fitting.initial_pose`).
 2. On training timesteps only: identity, scale, poses and expressions together. Expressions carry a
-   sparsity prior, so that what never moves is taken for identity.
+   sparsity prior, so that what never moves is taken for identity. With photos and mattes of
+   several cameras the shape then follows its outlines (:mod:`gha_core.fitting.outlines`).
 3. With identity and scale fixed: poses and expressions of each sequence, smooth in time. Training
    timesteps do not see test timesteps; those are then fitted with their neighbours' help.
 4. With photos: poses and expressions at which the skin looks the same in all timesteps
@@ -30,6 +31,7 @@ from gha_core.fitting.given_poses import GivenPoses, adopt
 from gha_core.fitting.habits import with_habits
 from gha_core.fitting.initial_pose import InitialPose, initial_pose, usual_scale
 from gha_core.fitting.observations import LandmarkModel, Observations
+from gha_core.fitting.outlines import Mattes, fit_outlines
 from gha_core.fitting.residuals import (
     POSE,
     Conditions,
@@ -130,13 +132,15 @@ def track_head(
     settings: Settings | None = None,
     photos: Photos | None = None,
     given: GivenPoses | None = None,
+    mattes: Mattes | None = None,
 ) -> Track:
     """Fit ``model`` to all timesteps of ``observations``, each with at least one view.
 
     ``photos`` are those of the observations' timesteps and cameras; with None, landmarks alone say
     where the head is. ``given`` poses of the observations' timesteps are taken as they are, up to
     what the two models' coordinates differ by; only expressions are then fitted, and photos not
-    used, where there are any.
+    used, where there are any. With photos and ``mattes`` of at least two cameras outlines say how
+    wide the face is.
 
     With one camera the scale cannot be seen and stays that of the mean person.
 
@@ -162,9 +166,15 @@ def track_head(
     few = _spread(len(known), settings.identity_timesteps)
     sees_scale = bool((training.views[few] >= 2).any())
     learned = fitter.identity(_select(state, few), training.select(few), sees_scale)
+    habits = not sees_scale  # in one view nothing contradicts those of the detector
+    if photos is not None and mattes is not None and sees_scale:
+        habits = True  # now the outlines do
+        learned = fit_outlines(
+            learned, known[few], model, landmarks, observations.cameras, photos, mattes
+        )
     # The learned shape moves the pose a little; carry that over before the fits per sequence.
     state = replace(state, identity=learned.identity, scale=learned.scale)
-    if not sees_scale:  # one view: nothing contradicts the detector's habits
+    if habits:
         habitual = with_habits(landmarks, learned, training.select(few), settings.robust)
         fitter = Fitter(habitual, settings, model, usual)
     state = fitter.poses(_scatter(state, few, learned), training)
