@@ -99,7 +99,7 @@ class Params(StageParams):
         True, description="start on the geometry stage's mesh; false: on the face model's"
     )
     relocations: int = Field(
-        6,
+        4,
         ge=0,
         description="how often, in the first half, Gaussians move to where the error is",
     )

@@ -30,17 +30,15 @@ class Shown:
     """What one or more pictures show of each of N Gaussians.
 
     Attributes:
-        area: [N] pixels by blending weight, in the picture that shows most of it: the inside of a
-            mouth counts though it is seldom open.
-        error: [N] the same over all pictures, times how wrong each pixel is (mean absolute
-            difference over the channels, 0..1).
+        area: [N] pixels, by blending weight; error: [N] the same, times how wrong each pixel is
+            (mean absolute difference over the channels, 0..1).
     """
 
     area: Tensor
     error: Tensor
 
     def __add__(self, other: Shown) -> Shown:
-        return Shown(torch.maximum(self.area, other.area), self.error + other.error)
+        return Shown(self.area + other.area, self.error + other.error)
 
 
 def shown(world: Gaussians, batch: Batch) -> Shown:

@@ -37,7 +37,7 @@ History = list[tuple[int, str, float]]  # step, loss term, mean value since the 
 Terms = dict[str, float]
 KINDS = ("small", "picture")
 EXPRESSION_BOUND = 0.1
-RELOCATION_STEPS = 16  # whose views tell where Gaussians are wanted
+RELOCATION_STEPS = 24  # whose views tell where Gaussians are wanted
 LOG_EVERY = 25  # steps; a row of the history is the mean over them
 
 
