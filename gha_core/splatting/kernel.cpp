@@ -24,6 +24,10 @@
 #include <utility>
 #include <vector>
 
+#if defined(__linux__)
+#include <sys/mman.h>
+#endif
+
 namespace {
 
 // As in projection.py.
@@ -681,6 +685,20 @@ void for_all_tiles(const Bins &bins, int padded, int threads, const F &f) {
     });
 }
 
+// What malloc does not keep for the next call (beyond 32 MiB) is new memory every time: take it in
+// large pages, or every 4 KiB of it cost a page fault.
+void take_large_pages(float *data, size_t count) {
+#if defined(MADV_HUGEPAGE)
+    constexpr uintptr_t PAGE = uintptr_t(1) << 21;
+    const uintptr_t from = (uintptr_t(data) + PAGE - 1) & ~(PAGE - 1);
+    const uintptr_t to = uintptr_t(data + count) & ~(PAGE - 1);
+    if (to > from && count * sizeof(float) >= 16 * PAGE)
+        madvise(reinterpret_cast<void *>(from), to - from, MADV_HUGEPAGE); // a wish: it may fail
+#else
+    (void)data, (void)count;
+#endif
+}
+
 std::vector<float> padded_copy(const In1 &values, int padded) {
     std::vector<float> copy(padded);
     std::copy_n(values.data(), values.shape(0), copy.begin());
@@ -706,6 +724,7 @@ Bins *splat_forward(In3 means2d, In3 conics, In2 depths, Array<const bool, nb::n
     const size_t count = size_t(bins->count), tiles = size_t(bins->tiles());
 
     nb::gil_scoped_release release;
+    take_large_pages(image.data(), image.size());
     for (View &view : bins->view) {
         view.gaussians.reset(new Gaussian[count]);
         view.boxes.resize(count);
@@ -760,6 +779,7 @@ void splat_backward(const Bins &bins, In2 features, In1 background, In4 grad_ima
     for (int v = 0; v < bins.views; v++) {
         const size_t slots = bins.view[v].entries.size();
         parts[v].rows.reset(new Register[slots * size_t(padded + GEOMETRY) / LANES]);
+        take_large_pages(parts[v].row(0, padded), slots * size_t(padded + GEOMETRY));
         parts[v].touched.reset(new uint8_t[slots]());
     }
     for_all_tiles(bins, padded, threads, [&](int v, int tile, Scratch &scratch) {
