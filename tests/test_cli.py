@@ -249,9 +249,9 @@ def test_a_batch_runs_and_stock_dvc_agrees(project: Path) -> None:
     assert "index.html" in dvc("plots", "show")
 
     text = (project / "params.yaml").read_text()
-    (project / "params.yaml").write_text(text.replace("max_views: 48", "max_views: 12"))
+    (project / "params.yaml").write_text(text.replace("max_views: 36", "max_views: 12"))
     state = gha("status").output
-    assert "evaluation of ann, bob: evaluation.max_views: 48 → 12" in state
+    assert "evaluation of ann, bob: evaluation.max_views: 36 → 12" in state
     assert (state.count("fresh"), state.count("stale")) == (2 * len(STAGES) - 2, 2)
 
 
@@ -306,9 +306,9 @@ def test_exactly_the_expected_stages_run_again(people: Path) -> None:
     ends where it began: what runs is what itself has changed."""
     params, subjects = people / "params.yaml", people / "subjects.yaml"
 
-    edit(params, "max_views: 48", "max_views: 12")
+    edit(params, "max_views: 36", "max_views: 12")
     assert set(make()) == expected("evaluation")
-    edit(params, "max_views: 12", "max_views: 48")
+    edit(params, "max_views: 12", "max_views: 36")
     assert make() == [], "going back runs nothing"
 
     with (people / "tasks/tracking.py").open("a") as file:
@@ -339,14 +339,14 @@ def test_exactly_the_expected_stages_run_again(people: Path) -> None:
 
 def test_a_dry_run_says_what_would_run_and_why(people: Path) -> None:
     (people / "runs").unlink()
-    edit(people / "params.yaml", "max_views: 48", "max_views: 12")
+    edit(people / "params.yaml", "max_views: 36", "max_views: 12")
     edit(people / "subjects.yaml", "    geometry: {}\n", "    geometry: {steps: 7}\n")
     done = gha("run", "--dry-run")
     assert done.exit_code == 0, done.output
     lines = [" ".join(line.split()) for line in done.output.splitlines()]
     assert "geometry ann subjects.ann.geometry.steps: unset → 7" in lines
     assert "avatar ann follows geometry@ann" in lines
-    assert "evaluation ann, bob evaluation.max_views: 48 → 12" in lines
+    assert "evaluation ann, bob evaluation.max_views: 36 → 12" in lines
     assert "4 of 14 stages would run." in lines
     assert "3 of 4 stages would run" in gha("run", "ann", "--from", "tracking", "--dry-run").output
     assert not (people / "runs").exists()
@@ -367,7 +367,7 @@ def test_a_dry_run_says_what_would_run_and_why(people: Path) -> None:
         "log": "data/logs/ann/ingest.log",
     }
     (stale,) = (s for s in states if s["state"] == "stale" and s["subject"] == "bob")
-    assert stale["reasons"] == ["evaluation.max_views: 48 → 12"]
+    assert stale["reasons"] == ["evaluation.max_views: 36 → 12"]
 
 
 def test_upkeep(people: Path) -> None:
