@@ -15,6 +15,7 @@ import os
 import resource
 import tempfile
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,7 @@ import torch
 from benchmarks.scenes import avatar_head
 from benchmarks.train_step import Noise
 from gha_core.avatar.super_resolution import SuperResolution
-from gha_core.avatar.training import Rates, TrainingConfig, Weights, train
+from gha_core.avatar.training import train
 from gha_core.losses import PerceptualDistance
 from tasks import presets
 from tasks.parameters import read_yaml, sections
@@ -59,18 +60,7 @@ def measure(preset: str, steps: int, quick: bool) -> dict[str, Any]:
     head = avatar_head(params.gaussians, channels, params.width, params.features)
     drawing = SuperResolution(channels, width) if width else None
     views = Noise(size, frames=1, views=params.views)
-    config = TrainingConfig(
-        steps=steps,
-        views=params.views,
-        rates=Rates(**params.rates.model_dump()),
-        weights=Weights(**params.weights.model_dump()),
-        final_rate=params.final_rate,
-        crop=params.crop,
-        sharp=params.sharp,
-        relocations=0,
-        relocated=params.relocated,
-        checkpoint_seconds=1e9,
-    )
+    config = replace(params.training(), steps=steps, relocations=0, checkpoint_seconds=1e9)
     with tempfile.TemporaryDirectory() as work:
         train(head, drawing, views, PerceptualDistance(), config, Path(work), "")  # type: ignore[arg-type]
     ended = time.perf_counter()

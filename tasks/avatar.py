@@ -131,6 +131,21 @@ class Params(StageParams):
     weights: LossWeights = Field(LossWeights(), description="weights of the losses")
     checkpoint_seconds: float = Field(20.0, ge=0, description="time between checkpoints, s")
 
+    def training(self) -> TrainingConfig:
+        """What of it the training loop wants."""
+        return TrainingConfig(
+            steps=self.steps,
+            views=self.views,
+            rates=Rates(**self.rates.model_dump()),
+            weights=Weights(**self.weights.model_dump()),
+            final_rate=self.final_rate,
+            crop=self.crop,
+            sharp=self.sharp,
+            relocations=self.relocations,
+            relocated=self.relocated,
+            checkpoint_seconds=self.checkpoint_seconds,
+        )
+
 
 def run(inputs: Inputs, params: Params, out: Path) -> None:
     """Train the avatar. See the module's docstring for the files.
@@ -151,18 +166,7 @@ def run(inputs: Inputs, params: Params, out: Path) -> None:
         super_resolution,
         views,
         perceptual,
-        TrainingConfig(
-            steps=params.steps,
-            views=params.views,
-            rates=Rates(**params.rates.model_dump()),
-            weights=Weights(**params.weights.model_dump()),
-            final_rate=params.final_rate,
-            crop=params.crop,
-            sharp=params.sharp,
-            relocations=params.relocations,
-            relocated=params.relocated,
-            checkpoint_seconds=params.checkpoint_seconds,
-        ),
+        params.training(),
         inputs.work,
         _fingerprint(inputs, params, lineage),
     )

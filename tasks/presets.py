@@ -1,4 +1,4 @@
-"""``python -m tasks.presets NAME``: put a preset's values into params.yaml.
+"""``gha preset NAME``: put a preset's values into params.yaml.
 
 A preset is a file of ``presets/`` in the form of params.yaml that names what it changes; all else
 is left. All presets name the same parameters, so that one undoes the other.
@@ -6,7 +6,6 @@ is left. All presets name the same parameters, so that one undoes the other.
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 
 from gha_core.errors import ParameterError
@@ -33,19 +32,3 @@ def use(root: Path, name: str) -> None:
     temporary = root / f".{PARAMS_FILE}.writing"
     temporary.write_text(reference(values))
     temporary.replace(root / PARAMS_FILE)
-
-
-def main(arguments: list[str]) -> int:
-    if len(arguments) != 1:
-        print(f"usage: python -m tasks.presets {'|'.join(names())}", file=sys.stderr)
-        return 2
-    try:
-        use(Path(), arguments[0])
-    except ParameterError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
