@@ -12,6 +12,7 @@ from pathlib import Path
 from statistics import fmean
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from gha_core.avatar import quaternions
@@ -19,7 +20,7 @@ from gha_core.avatar.denormals import flush_denormals
 from gha_core.avatar.head import GaussianHead, Gaussians
 from gha_core.avatar.milestones import keep, milestones
 from gha_core.avatar.relocation import Shown, relocate, shown
-from gha_core.avatar.rendering import FeatureImage, render_colours, render_features
+from gha_core.avatar.rendering import render_colours, render_features
 from gha_core.avatar.samples import Batch, Frame, TrainingViews
 from gha_core.avatar.super_resolution import SCALE, SuperResolution
 from gha_core.checkpoint import (
@@ -77,7 +78,7 @@ class TrainingConfig:
         steps: in all; views: per step, drawn side by side.
         final_rate: the learning rates fall exponentially to this share.
         crop: side of the part of each picture that is drawn at full size, px; the half-size
-            picture is always whole.
+            picture that a super-resolution network reads is always whole.
         sharp: whether colours are drawn at full size (see :mod:`gha_core.avatar.rendering`).
         relocations: how often, evenly over the first half, Gaussians that hardly show are moved to
             where the error is; relocated: share of them that is moved each time.
@@ -185,18 +186,16 @@ def train(
         """Draw one view and compare; gradients of the loss times ``share``, down to the Gaussians
         in the world."""
         leaves = {name: tensor.detach().requires_grad_() for name, tensor in vars(world).items()}
-        size = views.width // SCALE, views.height // SCALE
-        gaussians = Gaussians(**leaves)
         try:
-            image = render_features(gaussians, batch.K, batch.w2c, *size)
-            close = _close_up(gaussians, image, batch, config, super_resolution)
+            drawn = _draw(Gaussians(**leaves), batch, config, super_resolution)
         except NotFiniteError:
             _check_finite(modules.named_parameters(), step, frame)
             _check_finite(leaves.items(), step, frame)
             raise
-        # The costly term in every other step, in turns at half and at full size.
-        kind = None if step % 2 else KINDS[(step // 2 + place) % 2]
-        terms = loss_terms(image, close, batch, perceptual, kind)
+        # The costly term in every other step, in turns at half and at full size if both are drawn.
+        kinds = KINDS if drawn.small is not None else KINDS[1:]
+        kind = None if step % 2 else kinds[(step // 2 + place) % len(kinds)]
+        terms = loss_terms(drawn, perceptual, kind)
         loss = sum(
             (getattr(config.weights, name.split("_")[0]) * value for name, value in terms.items()),
             torch.zeros(()),
@@ -204,7 +203,6 @@ def train(
         if not torch.isfinite(loss):
             _check_finite(modules.named_parameters(), step, frame)
             _check_finite(leaves.items(), step, frame)
-            _check_finite(vars(image).items(), step, frame)
             _check_finite(terms.items(), step, frame)
         gradients = torch.autograd.grad(
             share * loss, [*leaves.values(), *drawing], allow_unused=True
@@ -338,24 +336,34 @@ def _means(window: list[Terms]) -> list[tuple[str, float]]:
 
 
 @dataclass(frozen=True)
-class CloseUp:
-    """A part of every picture at full size: drawn and true [B, 3, s, s], weight [B, 1, s, s]."""
+class Drawn:
+    """B views as they were drawn, beside what they should be.
+
+    Attributes:
+        picture, truth: [B, 3, s, s], a part of every view at full size; weight: [B, 1, s, s].
+        alpha, matte: [B, 1, h, w] at half size; inside: [B, 1, h, w], where they count.
+        small: the half-size picture and its truth [B, 3, h, w]; None if it was not drawn.
+    """
 
     picture: Tensor
     truth: Tensor
     weight: Tensor
+    alpha: Tensor
+    matte: Tensor
+    inside: Tensor
+    small: tuple[Tensor, Tensor] | None = None
 
 
-def _close_up(
+def _draw(
     gaussians: Gaussians,
-    image: FeatureImage,
     batch: Batch,
     config: TrainingConfig,
     super_resolution: SuperResolution | None,
-) -> CloseUp:
-    """The ``config.crop`` px about the focus of each view, as far as the picture reaches.
+) -> Drawn:
+    """The ``config.crop`` px about the focus of each view, as far as the picture reaches, and with
+    a super-resolution network the whole half-size picture that it needs anyway.
 
-    Most of a step's time goes into full-size pixels, and a quarter of them teaches nearly as much.
+    Most of a view's time goes into full-size pixels, and a part of them teaches nearly as much.
     """
     height, width = (length // SCALE for length in batch.truth.shape[-2:])
     tall, wide = min(config.crop // SCALE, height), min(config.crop // SCALE, width)
@@ -365,50 +373,56 @@ def _close_up(
         left = min(max(round(x / SCALE - wide / 2), 0), width - wide)
         corners.append((top, left))
 
-    def part(pictures: Tensor) -> Tensor:
+    def part(pictures: Tensor, scale: int) -> Tensor:
         windows = [
-            picture[:, SCALE * top : SCALE * (top + tall), SCALE * left : SCALE * (left + wide)]
+            picture[:, scale * top : scale * (top + tall), scale * left : scale * (left + wide)]
             for picture, (top, left) in zip(pictures, corners, strict=True)
         ]
         return torch.stack(windows)
 
-    truth, weight = part(batch.truth).float() / 255, part(batch.weight)
-    colour = None
-    if config.sharp or super_resolution is None:
+    def colours() -> tuple[Tensor, Tensor]:
         places = [(SCALE * top, SCALE * left) for top, left in corners]
         size = SCALE * wide, SCALE * tall
-        colour, _ = render_colours(gaussians, batch.K, batch.w2c, places, *size)
-        if super_resolution is None:
-            return CloseUp(colour.contiguous(), truth, weight)
+        return render_colours(gaussians, batch.K, batch.w2c, places, *size)
+
+    truth, weight = part(batch.truth, SCALE).float() / 255, part(batch.weight, SCALE)
+    if super_resolution is None:
+        picture, alpha = colours()
+        matte, inside = part(batch.alpha, 1), part(batch.small_weight, 1)
+        alpha = F.avg_pool2d(alpha, SCALE)
+        return Drawn(picture.contiguous(), truth, weight, alpha, matte, inside)
+    image = render_features(gaussians, batch.K, batch.w2c, width, height)
+    colour = colours()[0] if config.sharp else None
     picture = super_resolution(image.window(corners, tall, wide), colour)
-    return CloseUp(picture, truth, weight)
+    return Drawn(
+        picture, truth, weight, image.alpha, batch.alpha, batch.small_weight,
+        (image.colour, batch.small),
+    )  # fmt: skip
 
 
 def loss_terms(
-    image: FeatureImage,
-    close: CloseUp,
-    batch: Batch,
-    perceptual: PerceptualDistance | None,
-    kind: str | None,
+    drawn: Drawn, perceptual: PerceptualDistance | None, kind: str | None
 ) -> dict[str, Tensor]:
     """The unweighted terms; the word before "_" names the weight.
 
     Args:
         kind: of KINDS, the size at which the perceptual distance is taken, if at all.
     """
-    colour = image.colour
+    full = drawn.picture, drawn.truth, drawn.weight
     terms = {
-        "picture": l1(close.picture, close.truth, close.weight),
-        "small": l1(colour, batch.small, batch.small_weight),
-        "structure": structural_dissimilarity(close.picture, close.truth, close.weight),
-        "silhouette": soft_iou(image.alpha, batch.alpha, batch.small_weight),
+        "picture": l1(*full),
+        "structure": structural_dissimilarity(*full),
+        "silhouette": soft_iou(drawn.alpha, drawn.matte, drawn.inside),
     }
-    if perceptual is not None and kind == "small":
-        seen = torch.where(batch.small_weight > 0, colour, batch.small)
-        terms["perceptual_small"] = perceptual(seen, batch.small)
-    elif perceptual is not None and kind == "picture":
-        seen = torch.where(close.weight > 0, close.picture, close.truth)
-        terms["perceptual_picture"] = perceptual(seen, close.truth)
+    if drawn.small is not None:
+        terms["small"] = l1(*drawn.small, drawn.inside)
+    if perceptual is not None and kind is not None:
+        if kind == "small" and drawn.small is not None:
+            shown, truth, counts = *drawn.small, drawn.inside
+        else:
+            shown, truth, counts = full
+        seen = torch.where(counts > 0, shown, truth)
+        terms[f"perceptual_{kind}"] = perceptual(seen, truth)
     return terms
 
 
