@@ -57,6 +57,7 @@ class LearningRates(StageParams):
     colours: float = Field(5e-3, ge=0, description="of each Gaussian's own channels")
     features: float = Field(5e-3, ge=0, description="of what the networks read")
     body: float = Field(2e-2, ge=0, description="of logits: does a Gaussian go with the torso")
+    harmonics: float = Field(2e-3, ge=0, description="of how colours change with the view")
     networks: float = Field(2e-3, ge=0, description="the six dynamic networks")
     super_resolution: float = Field(2e-3, ge=0, description="the super-resolution network")
     pose_correction: float = Field(5e-4, ge=0, description="rad, head lengths; paper: 1e-5")
@@ -120,6 +121,9 @@ class Params(StageParams):
     )
     pose_shading: bool = Field(
         True, description="the pose colours the face too, for lamps that do not turn with the head"
+    )
+    view_dependence: bool = Field(
+        True, description="colours change with the direction of sight, as what shines does"
     )
     crop: int = Field(
         160,
@@ -215,6 +219,7 @@ def build(
             pose_shading=params.pose_shading,
             expression_networks=params.expression_networks,
             attribute_networks=params.attribute_networks,
+            view_dependence=params.view_dependence,
         )
     )
     head.start_from(neutral)

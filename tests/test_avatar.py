@@ -363,6 +363,7 @@ def _random_head(weight: torch.Tensor) -> GaussianHead:
         features=4,
         width=64,
         pose_shading=False,
+        view_dependence=True,
     )
     head = GaussianHead(config)
     with torch.no_grad():
@@ -525,7 +526,8 @@ def test_a_sharp_avatar_starts_as_its_gaussians_at_full_size(trained: Path) -> N
         still = avatar.head(torch.from_numpy(expression), avatar.head.condition(pose))
         world = still.moved(rotation, torch.tensor(pose.translation).float(), pose.scale)
         splat = rasterize_gaussians(
-            world.means, world.quaternions, world.scales, world.opacities, world.channels[:, :3],
+            world.means, world.quaternions, world.scales, world.opacities,
+            world.seen_from(torch.from_numpy(camera.w2c).float())[:, :3],
             torch.from_numpy(camera.K).float(), torch.from_numpy(camera.w2c).float(),
             camera.width, camera.height, torch.ones(3),
         )  # fmt: skip
@@ -547,6 +549,29 @@ def test_a_part_drawn_at_full_size_is_as_in_the_whole(corner: tuple[int, int]) -
         part, _ = render_colours(gaussians, K, w2c, [corner], 16, 24)
     top, left = corner
     torch.testing.assert_close(part, whole[..., top : top + 24, left : left + 16])
+
+
+def test_what_shines_depends_on_the_sight_in_the_head_s_own_frame() -> None:
+    still = Gaussians(
+        means=torch.tensor([[0.1, 0.2, 0.3]]),
+        quaternions=torch.tensor([[1.0, 0, 0, 0]]),
+        scales=torch.full((1, 3), 0.1),
+        opacities=torch.tensor([0.5]),
+        channels=torch.tensor([[0.5, 0.4, 0.3, 7.0]]),
+        harmonics=torch.tensor([[[0.1, 0.0, 0.0], [0.0, 0.2, 0.0], [0.0, 0.0, 0.3]]]),
+    )
+    ahead = torch.eye(4)
+    ahead[:3, 3] = torch.tensor([-0.1, -0.2, 1.7])  # sees the Gaussian along +z
+    expected = torch.tensor([[0.5, 0.4, 0.6, 7.0]])
+    torch.testing.assert_close(still.seen_from(ahead), expected)
+
+    half_turn = torch.tensor([0.0, 0.0, 1.0, 0.0])  # about y: +z becomes -z
+    moved = still.moved(half_turn, torch.tensor([1.0, 0.0, 0.0]), 2.0)
+    expected = torch.tensor([[0.5, 0.4, 0.0, 7.0]])
+    ahead[:3, 3] = -moved.means[0] + torch.tensor([0.0, 0.0, 1.0])
+    torch.testing.assert_close(moved.seen_from(ahead), expected)
+    plain = replace(still, harmonics=None)
+    torch.testing.assert_close(plain.seen_from(ahead), still.channels)
 
 
 # Training ----------------------------------------------------------------------------------------

@@ -2,10 +2,11 @@
 
 Stage 2 of Xu et al., Gaussian Head Avatar (CVPR 2024): neutral Gaussians and six dynamic networks,
 where the expression networks act with weight λ (near the face's landmarks) and the pose networks
-with 1 - λ. Four things are added. Gaussians are first carried by the tracked face model's
+with 1 - λ. Five things are added. Gaussians are first carried by the tracked face model's
 expression basis, and those of the torso stay behind where it is on average while the head moves, so
 that the networks learn only what that misses. The pose network colours the face too: lamps stand
-still in the room while the head turns. And the networks never see a coefficient outside the range
+still in the room while the head turns. Colours change with the direction of sight, to first order:
+skin, eyes and hair shine. And the networks never see a coefficient outside the range
 that training covered, because there they would answer with noise.
 """
 
@@ -50,6 +51,7 @@ class HeadConfig:
         pose_shading: whether the pose colours Gaussians that the expression controls, too.
         expression_networks, attribute_networks: whether there are networks that read the
             expression, and such that change size, rotation and opacity.
+        view_dependence: whether colours change with the direction of sight.
     """
 
     gaussians: int
@@ -62,6 +64,7 @@ class HeadConfig:
     pose_shading: bool = True
     expression_networks: bool = True
     attribute_networks: bool = True
+    view_dependence: bool = False
 
 
 @dataclass(frozen=True)
@@ -92,13 +95,20 @@ class Neutral:
 @dataclass(frozen=True)
 class Gaussians:
     """What the splatting wants: means [N, 3], quaternions [N, 4], scales [N, 3] (not logarithms),
-    opacities [N] (0..1), channels [N, C]; in head space, or in the world in metres."""
+    opacities [N] (0..1), channels [N, C]; in head space, or in the world in metres. With
+    ``harmonics`` [N, 3, 3], the first three channels change by ``harmonics @ sight``, the unit
+    vector from the camera to the Gaussian (spherical harmonics of degree 1, as vectors)."""
 
     means: Tensor
     quaternions: Tensor
     scales: Tensor
     opacities: Tensor
     channels: Tensor
+    harmonics: Tensor | None = None
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Those that there are, by name."""
+        return {name: tensor for name, tensor in vars(self).items() if tensor is not None}
 
     def moved(self, rotation: Tensor, translation: Tensor, scale: float) -> Gaussians:
         """From head space to the world.
@@ -106,9 +116,26 @@ class Gaussians:
         Args:
             rotation: [4] unit quaternion; translation: [3] m; scale: m per head length.
         """
-        means = scale * (self.means @ quaternions.to_matrix(rotation).T) + translation
-        turned = quaternions.turn(rotation, self.quaternions)
-        return Gaussians(means, turned, scale * self.scales, self.opacities, self.channels)
+        matrix = quaternions.to_matrix(rotation)
+        harmonics = None if self.harmonics is None else self.harmonics @ matrix.T
+        return Gaussians(
+            scale * (self.means @ matrix.T) + translation,
+            quaternions.turn(rotation, self.quaternions),
+            scale * self.scales,
+            self.opacities,
+            self.channels,
+            harmonics,
+        )
+
+    def seen_from(self, w2c: Tensor) -> Tensor:
+        """[N, C] channels as the camera [4, 4] sees them."""
+        if self.harmonics is None:
+            return self.channels
+        eye = -w2c[:3, 3] @ w2c[:3, :3]
+        sight = nn.functional.normalize(self.means.detach() - eye, dim=-1)
+        shine = (self.harmonics * sight[:, None]).sum(-1)
+        first, rest = self.channels.split([3, self.channels.shape[1] - 3], 1)
+        return torch.cat([first + shine, rest], 1)
 
 
 class Silent(nn.Module):
@@ -144,6 +171,7 @@ class GaussianHead(nn.Module):
         self.colours = nn.Parameter(torch.zeros(n, c))
         self.features = nn.Parameter(torch.zeros(n, f))
         self.body = nn.Parameter(torch.zeros(n))
+        self.harmonics = nn.Parameter(torch.zeros(n, 3, 3)) if config.view_dependence else None
         width, half, pose = config.width, config.width // 2, encoded_size(POSE)
         shown, attributes = config.expression_networks, config.attribute_networks
         self.colour_expression = _network(shown, f, e, [width] * 2, c)
@@ -182,12 +210,19 @@ class GaussianHead(nn.Module):
             self.turn.copy_(neutral.turn)
             self.encoding.copy_(positional_encoding(neutral.positions))
 
-    def of_each_gaussian(self) -> list[nn.Parameter]:
-        """The parameters whose rows are Gaussians."""
-        return [
-            self.positions, self.log_scales, self.quaternions, self.opacities, self.colours,
-            self.features, self.body,
-        ]  # fmt: skip
+    def of_each_gaussian(self) -> dict[str, nn.Parameter]:
+        """The parameters whose rows are Gaussians, by name."""
+        parts = {
+            "positions": self.positions,
+            "scales": self.log_scales,
+            "rotations": self.quaternions,
+            "opacities": self.opacities,
+            "colours": self.colours,
+            "features": self.features,
+            "body": self.body,
+            "harmonics": self.harmonics,
+        }
+        return {name: part for name, part in parts.items() if part is not None}
 
     def count_controlled(self) -> None:
         """Note in the configuration how many Gaussians the expression controls."""
@@ -240,6 +275,7 @@ class GaussianHead(nn.Module):
             scales=(self.log_scales + stretch).exp().clamp(SMALLEST, LARGEST),
             opacities=torch.sigmoid(self.opacities + veil[:, 0]),
             channels=self.colours + colour,
+            harmonics=self.harmonics,
         )
 
     def dynamics(self, expression: Tensor, pose: Tensor) -> tuple[Tensor, Tensor, Tensor]:

@@ -44,7 +44,7 @@ class Shown:
 def shown(world: Gaussians, batch: Batch) -> Shown:
     """What the pictures of ``batch`` show of the Gaussians, drawn at full size by their colours."""
     height, width = batch.truth.shape[-2:]
-    channels = world.channels.detach()[:, :3].clone().requires_grad_()
+    channels = world.seen_from(batch.w2c[0]).detach()[:, :3].clone().requires_grad_()
     with torch.enable_grad():
         splat = rasterize_gaussians(
             world.means.detach(), world.quaternions.detach(), world.scales.detach(),
@@ -85,7 +85,7 @@ def relocate(head: GaussianHead, optimiser: torch.optim.Optimizer, seen: Shown, 
 
 def _rearrange(head: GaussianHead, optimiser: torch.optim.Optimizer, source: Tensor) -> None:
     """Gaussian i becomes what number ``source[i]`` was."""
-    for parameter in head.of_each_gaussian():
+    for parameter in head.of_each_gaussian().values():
         parameter.copy_(parameter[source])
         state: Sequence[Tensor] = [
             value

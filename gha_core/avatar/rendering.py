@@ -66,11 +66,9 @@ def render_features(
     half = K.clone()
     half[:, :2] /= SCALE
     half[:, :2, 2] += MARGIN
-    splat = rasterize_gaussians(
-        gaussians.means, gaussians.quaternions, gaussians.scales, gaussians.opacities,
-        gaussians.channels, half, w2c, width + 2 * MARGIN, height + 2 * MARGIN, background,
-    )  # fmt: skip
-    return FeatureImage(splat.features, splat.alpha[:, None, MARGIN:-MARGIN, MARGIN:-MARGIN])
+    size = width + 2 * MARGIN, height + 2 * MARGIN
+    features, alpha = _splat(gaussians, half, w2c, *size, background)
+    return FeatureImage(features, alpha[:, None, MARGIN:-MARGIN, MARGIN:-MARGIN])
 
 
 def render_colours(
@@ -92,8 +90,23 @@ def render_colours(
     """
     shifted = K.clone()
     shifted[:, :2, 2] -= torch.tensor([[left, top] for top, left in corners])
-    splat = rasterize_gaussians(
-        gaussians.means, gaussians.quaternions, gaussians.scales, gaussians.opacities,
-        gaussians.channels[:, :3], shifted, w2c, width, height, torch.ones(3),
-    )  # fmt: skip
-    return splat.features.permute(0, 3, 1, 2), splat.alpha[:, None]
+    features, alpha = _splat(gaussians, shifted, w2c, width, height, torch.ones(3))
+    return features.permute(0, 3, 1, 2), alpha[:, None]
+
+
+def _splat(
+    gaussians: Gaussians, K: Tensor, w2c: Tensor, width: int, height: int, background: Tensor
+) -> tuple[Tensor, Tensor]:
+    """The first channels of the Gaussians, as many as the background has: [B, height, width, C] and
+    alpha [B, height, width]. Views one by one: each sees other colours."""
+    splats = [
+        rasterize_gaussians(
+            gaussians.means, gaussians.quaternions, gaussians.scales, gaussians.opacities,
+            gaussians.seen_from(camera)[:, : len(background)], intrinsics[None], camera[None],
+            width, height, background,
+        )
+        for intrinsics, camera in zip(K, w2c, strict=True)
+    ]  # fmt: skip
+    if len(splats) == 1:
+        return splats[0].features, splats[0].alpha
+    return torch.cat([each.features for each in splats]), torch.cat([each.alpha for each in splats])

@@ -53,6 +53,7 @@ class Rates:
     colours: float = 5e-3
     features: float = 5e-3
     body: float = 2e-2
+    harmonics: float = 2e-3
     networks: float = 2e-3
     super_resolution: float = 2e-3
     pose_correction: float = 1e-5
@@ -185,7 +186,7 @@ def train(
     ) -> Lesson:
         """Draw one view and compare; gradients of the loss times ``share``, down to the Gaussians
         in the world."""
-        leaves = {name: tensor.detach().requires_grad_() for name, tensor in vars(world).items()}
+        leaves = {name: part.detach().requires_grad_() for name, part in world.tensors().items()}
         try:
             drawn = _draw(Gaussians(**leaves), batch, config, super_resolution)
         except NotFiniteError:
@@ -211,7 +212,7 @@ def train(
 
     def learn(world: Gaussians, lessons: list[Lesson]) -> tuple[Tensor, ...]:
         """The gradients of one frame's views, down to the parameters of head and corrections."""
-        outputs = list(vars(world).values())
+        outputs = list(world.tensors().values())
         gradients = [_total(column) for column in zip(*(x.gradients for x in lessons), strict=True)]
         return torch.autograd.grad(
             outputs, own, gradients[: len(outputs)], materialize_grads=True, allow_unused=True
@@ -265,7 +266,7 @@ def train(
             drawn = [lesson for of_frame in lessons for lesson in of_frame]
             for parameter, *gradients in zip(own, *learned, strict=True):
                 parameter.grad = _total(gradients)
-            tails = [lesson.gradients[len(vars(worlds[0])) :] for lesson in drawn]
+            tails = [lesson.gradients[len(worlds[0].tensors()) :] for lesson in drawn]
             for parameter, *gradients in zip(drawing, *tails, strict=True):
                 parameter.grad = _total(gradients)
             check_gradients(step, frames[0])
@@ -429,12 +430,8 @@ def loss_terms(
 def _optimiser(
     head: GaussianHead, drawing: list[nn.Parameter], corrections: Corrections, rates: Rates
 ) -> torch.optim.Adam:
-    of_gaussians = [
-        rates.positions, rates.scales, rates.rotations, rates.opacities, rates.colours,
-        rates.features, rates.body,
-    ]  # fmt: skip
     own = head.of_each_gaussian()
-    groups = [{"params": [each], "lr": rate} for each, rate in zip(own, of_gaussians, strict=True)]
+    groups = [{"params": [part], "lr": getattr(rates, name)} for name, part in own.items()]
     networks = list(head.parameters())[len(own) :]
     groups.append({"params": networks, "lr": rates.networks})
     groups.append({"params": drawing, "lr": rates.super_resolution})
