@@ -42,24 +42,17 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "no geometry, face model's mesh": {"geometry": False},
     "no expression networks": {"expression_networks": False},
     "no attribute networks": {"attribute_networks": False},
-    "no super-resolution": {"super_resolution_width": 0},
-    "super-resolution alone": {"super_resolution_width": 16, "channels": 32, "sharp": False},
-    "super-resolution, colours at full size": {
-        "super_resolution_width": 16, "channels": 32, "sharp": True,
-    },
-    "no perceptual loss": {"weights": {"perceptual": 0.0}},
+    "with super-resolution": {"super_resolution_width": 16},
+    "super-resolution alone, as published": {"super_resolution_width": 16, "sharp": False},
+    "with perceptual loss": {"weights": {"perceptual": 0.1}},
     "no structural loss": {"weights": {"structure": 0.0}},
-    "structure 2": {"weights": {"structure": 2.0}},
-    "structure 2, no perceptual loss": {"weights": {"structure": 2.0, "perceptual": 0.0}},
-    "the same, no super-resolution": {
-        "weights": {"structure": 2.0, "perceptual": 0.0}, "super_resolution_width": 0,
-    },
     "no pose correction": {"rates": {"pose_correction": 0.0}},
     "expression correction": {"rates": {"expression_correction": 5e-3}},
+    "colours that depend on the view": {"view_dependence": True},
     "no pose shading": {"pose_shading": False},
     "no relocation": {"relocations": 0},
     "radii of squared distances (0.32, 0.5)": {"reach": [0.316, 0.5]},
-}  # fmt: skip
+}
 QUICK = {"steps": 100, "gaussians": 3000}
 METRICS = (("head", "psnr"), ("head", "ssim"), ("mouth_eyes", "psnr"), ("full", "akd"))
 

@@ -1,4 +1,4 @@
-"""One training step of the avatar, as :func:`gha_core.avatar.training.train` takes them.
+"""One training step of the avatar with all its parts, super-resolution and perceptual distance too.
 
     python -m benchmarks.train_step --json result.json
 

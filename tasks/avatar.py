@@ -70,16 +70,16 @@ class LossWeights(StageParams):
     """Weights of the loss terms."""
 
     picture: float = Field(1.0, ge=0, description="L1 of the picture")
-    small: float = Field(1.0, ge=0, description="L1 of the half-size first three channels")
-    perceptual: float = Field(0.1, ge=0, description="perceptual distance, at both sizes")
-    structure: float = Field(0.5, ge=0, description="structural dissimilarity of the picture")
+    small: float = Field(1.0, ge=0, description="L1 of the half-size picture, where there is one")
+    perceptual: float = Field(0.0, ge=0, description="perceptual distance, at both sizes")
+    structure: float = Field(2.0, ge=0, description="structural dissimilarity of the picture")
     silhouette: float = Field(0.1, ge=0, description="soft IoU of the silhouette and the matte")
 
 
 class Params(StageParams):
     """How the avatar is built and trained."""
 
-    steps: int = Field(1500, ge=1, description="training steps; paper: 600000")
+    steps: int = Field(4500, ge=1, description="training steps; paper: 600000")
     views: int = Field(
         2,
         ge=1,
@@ -87,11 +87,13 @@ class Params(StageParams):
         description="views per step, a core each: of one timestep if it has so many cameras",
     )
     gaussians: int = Field(14_000, ge=100, le=1_000_000, description="number of Gaussians")
-    channels: int = Field(32, ge=3, le=256, description="of the half-size feature image")
+    channels: int = Field(
+        32, ge=3, le=256, description="of the half-size image that super-resolution enlarges"
+    )
     features: int = Field(32, ge=1, le=128, description="per Gaussian, read by the networks")
-    width: int = Field(64, ge=8, le=1024, description="of the hidden layers")
+    width: int = Field(32, ge=8, le=1024, description="of the networks' hidden layers")
     super_resolution_width: int = Field(
-        16, ge=0, le=256, description="of its hidden layers; 0: Gaussians draw the picture alone"
+        0, ge=0, le=256, description="of its hidden layers; 0: Gaussians draw the picture alone"
     )
     sharp: bool = Field(
         True, description="draw colours at full size, too; the papers enlarge those of half size"
@@ -123,7 +125,7 @@ class Params(StageParams):
         True, description="the pose colours the face too, for lamps that do not turn with the head"
     )
     view_dependence: bool = Field(
-        True, description="colours change with the direction of sight, as what shines does"
+        False, description="colours change with the direction of sight, as what shines does"
     )
     crop: int = Field(
         160,

@@ -50,7 +50,7 @@ def picture(shown: Splats, seen_by: Camera | None = None) -> np.ndarray:
     return (image.clamp(0, 1) * 255).round().to(torch.uint8).numpy()
 
 
-def cloud(count: int = 300, seed: int = 0) -> Splats:
+def cloud(count: int = 300, seed: int = 0, shiny: bool = False) -> Splats:
     random = torch.Generator().manual_seed(seed)
     return Splats(
         torch.randn(count, 3, generator=random) * torch.tensor([0.3, 0.2, 0.1]),
@@ -58,6 +58,7 @@ def cloud(count: int = 300, seed: int = 0) -> Splats:
         0.02 + 0.1 * torch.rand(count, 3, generator=random),
         torch.rand(count, generator=random),
         torch.rand(count, 3, generator=random),
+        0.4 * torch.rand(count, 3, 3, generator=random) - 0.2 if shiny else None,
     )
 
 
@@ -72,20 +73,29 @@ def read_back(data: gsply.GSData) -> Splats:
     )
     colours = colours.reshape(-1, 3) * ply.SH_C0 + 0.5
     opacities = torch.sigmoid(opacities.ravel())
-    return Splats(means, quaternions, scales.exp(), opacities, colours)
+    harmonics = None
+    if data.shN is not None and data.shN.size:  # -C1 y, C1 z, -C1 x
+        y, z, x = torch.from_numpy(np.array(data.shN, np.float32)).reshape(-1, 3, 3).unbind(1)
+        harmonics = ply.SH_C1 * torch.stack([-x, -y, z], -1)
+    return Splats(means, quaternions, scales.exp(), opacities, colours, harmonics)
 
 
-def test_a_ply_comes_back_from_another_library(tmp_path: Path) -> None:
-    shown = cloud()
+@pytest.mark.parametrize("shiny", [False, True])
+def test_a_ply_comes_back_from_another_library(tmp_path: Path, shiny: bool) -> None:
+    shown = cloud(shiny=shiny)
     ply.write_ply(tmp_path / "cloud.ply", shown)
     again = read_back(gsply.plyread(str(tmp_path / "cloud.ply")))
     # Files of this kind stand on their head: y down.
     assert psnr(picture(shown), picture(again.moved(ply.FLIP)), EVERYWHERE) > 45
     assert psnr(picture(shown), picture(again), EVERYWHERE) < 30
+    if shiny:
+        dull = replace(shown, harmonics=None)
+        assert psnr(picture(shown), picture(dull), EVERYWHERE) < 30
 
 
-def test_an_spz_comes_back_from_another_library(tmp_path: Path) -> None:
-    shown = cloud()
+@pytest.mark.parametrize("shiny", [False, True])
+def test_an_spz_comes_back_from_another_library(tmp_path: Path, shiny: bool) -> None:
+    shown = cloud(shiny=shiny)
     spz.write_spz(tmp_path / "cloud.spz", shown)
     again = read_back(gsply.read_spz(str(tmp_path / "cloud.spz")))
     assert psnr(picture(shown), picture(again), EVERYWHERE) > 35

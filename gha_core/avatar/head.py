@@ -2,11 +2,10 @@
 
 Stage 2 of Xu et al., Gaussian Head Avatar (CVPR 2024): neutral Gaussians and six dynamic networks,
 where the expression networks act with weight λ (near the face's landmarks) and the pose networks
-with 1 - λ. Five things are added. Gaussians are first carried by the tracked face model's
+with 1 - λ. Four things are added. Gaussians are first carried by the tracked face model's
 expression basis, and those of the torso stay behind where it is on average while the head moves, so
 that the networks learn only what that misses. The pose network colours the face too: lamps stand
-still in the room while the head turns. Colours change with the direction of sight, to first order:
-skin, eyes and hair shine. And the networks never see a coefficient outside the range
+still in the room while the head turns. And the networks never see a coefficient outside the range
 that training covered, because there they would answer with noise.
 """
 
@@ -131,11 +130,15 @@ class Gaussians:
         """[N, C] channels as the camera [4, 4] sees them."""
         if self.harmonics is None:
             return self.channels
-        eye = -w2c[:3, 3] @ w2c[:3, :3]
-        sight = nn.functional.normalize(self.means.detach() - eye, dim=-1)
-        shine = (self.harmonics * sight[:, None]).sum(-1)
         first, rest = self.channels.split([3, self.channels.shape[1] - 3], 1)
-        return torch.cat([first + shine, rest], 1)
+        return torch.cat([first + shine(self.harmonics, self.means.detach(), w2c), rest], 1)
+
+
+def shine(harmonics: Tensor, means: Tensor, w2c: Tensor) -> Tensor:
+    """[N, 3] what a camera [4, 4] sees of harmonics [N, 3, 3] at means [N, 3]: see Gaussians."""
+    eye = -w2c[:3, 3] @ w2c[:3, :3]
+    sight = nn.functional.normalize(means - eye, dim=-1)
+    return (harmonics * sight[:, None]).sum(-1)
 
 
 class Silent(nn.Module):

@@ -217,6 +217,9 @@ def _samples(
 def _learned(head: GaussianHead, expression: Tensor, condition: Tensor) -> Tensor:
     """[N, 13] what :class:`Baked` has to learn: the avatar without what carries it."""
     deformation, attributes, colour = head.dynamics(expression, condition)
+    colour = (head.colours + colour)[:, :3]
+    if head.harmonics is not None:  # as seen from the front; `refine` fits the mean of all views
+        colour = colour - head.harmonics[..., 2]
     stretch, bend, veil = attributes.split([3, 4, 1], -1)
     rest = torch.nn.functional.normalize(head.quaternions, dim=-1)
     bent = torch.nn.functional.normalize(head.quaternions + bend, dim=-1)
@@ -228,7 +231,7 @@ def _learned(head: GaussianHead, expression: Tensor, condition: Tensor) -> Tenso
             turn,
             head.log_scales + stretch,
             (head.opacities + veil[:, 0])[:, None],
-            (head.colours + colour)[:, :3],
+            colour,
         ],
         1,
     )

@@ -1,4 +1,5 @@
-"""Gaussians as every 3DGS program knows them: a place, a shape, an opacity and one colour each."""
+"""Gaussians as every 3DGS program knows them: a place, a shape, an opacity and a colour each, which
+may change with the direction of sight."""
 
 from __future__ import annotations
 
@@ -9,7 +10,7 @@ import torch
 from torch import Tensor
 
 from gha_core.avatar import quaternions
-from gha_core.avatar.head import GaussianHead
+from gha_core.avatar.head import GaussianHead, shine
 from gha_core.pose import HeadPose
 from gha_core.splatting import rasterize_gaussians
 
@@ -23,6 +24,7 @@ class Splats:
     Attributes:
         means: [N, 3]; quaternions: [N, 4] w-x-y-z, of unit length.
         scales: [N, 3] standard deviations; opacities: [N] 0..1; colours: [N, 3] sRGB 0..1.
+        harmonics: [N, 3, 3] as those of :class:`gha_core.avatar.head.Gaussians`, if any.
     """
 
     means: Tensor
@@ -30,6 +32,7 @@ class Splats:
     scales: Tensor
     opacities: Tensor
     colours: Tensor
+    harmonics: Tensor | None = None
 
     def __len__(self) -> int:
         return len(self.means)
@@ -44,12 +47,14 @@ class Splats:
             means=pose.scale * (self.means @ rotation.T) + translation,
             quaternions=quaternions.turn(turn, self.quaternions),
             scales=pose.scale * self.scales,
+            harmonics=None if self.harmonics is None else self.harmonics @ rotation.T,
         )
 
     def visible(self) -> Splats:
         """Without the Gaussians that no renderer draws."""
         keep = self.opacities >= SMALLEST_OPACITY
-        return Splats(*(getattr(self, name)[keep] for name in self.__dataclass_fields__))
+        parts = {name: part[keep] for name, part in vars(self).items() if part is not None}
+        return Splats(**parts)
 
     def upright(self) -> Splats:
         """The same Gaussians, with their axes renamed so that each turns as little as possible.
@@ -69,9 +74,15 @@ class Splats:
     def render(
         self, K: Tensor, w2c: Tensor, width: int, height: int, background: Tensor
     ) -> tuple[Tensor, Tensor]:
-        """[..., H, W, 3] over the background [3], not clamped, and alpha [..., H, W]."""
+        """[..., H, W, 3] over the background [3], not clamped, and alpha [..., H, W].
+
+        Colours that change with the sight are those that the one camera w2c [4, 4] sees.
+        """
+        colours = self.colours
+        if self.harmonics is not None:
+            colours = (colours + shine(self.harmonics, self.means, w2c)).clamp_min(0)
         splat = rasterize_gaussians(
-            self.means, self.quaternions, self.scales, self.opacities, self.colours,
+            self.means, self.quaternions, self.scales, self.opacities, colours,
             K, w2c, width, height, background,
         )  # fmt: skip
         return splat.features, splat.alpha
@@ -109,7 +120,8 @@ def of_frame(head: GaussianHead, pose: HeadPose, expression: Tensor) -> Splats:
         torch.nn.functional.normalize(gaussians.quaternions, dim=-1),
         gaussians.scales,
         gaussians.opacities,
-        gaussians.channels[:, :3].clamp(0, 1),
+        gaussians.channels[:, :3],
+        gaussians.harmonics,
     )
     return local.moved(pose)
 

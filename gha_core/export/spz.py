@@ -1,7 +1,8 @@
 """3DGS as SPZ (Niantic's open format), version 2: the one that all readers know.
 
 A gzip stream of a 16-byte header and, for all Gaussians, positions (24-bit fixed point), alphas,
-colours, log scales and rotations, a byte each. Axes: x right, y up, z towards the viewer.
+colours, log scales, rotations and the harmonics of degree 1, if any, a byte each. Axes: x right,
+y up, z towards the viewer.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ import torch
 from torch import Tensor
 
 from gha_core.errors import ParameterError
-from gha_core.export.ply import SH_C0
+from gha_core.export.ply import SH_C0, degree_one
 from gha_core.export.splats import Splats
 
 MAGIC, VERSION = b"NGSP", 2
@@ -23,6 +24,7 @@ MAGIC, VERSION = b"NGSP", 2
 FRACTION_BITS = 16
 LIMIT = 2.0 ** (23 - FRACTION_BITS)  # m
 COLOUR_SCALE = 0.15  # f_dc is stored as 0.5 + 0.15 f_dc
+HARMONIC_SCALE = 128  # and coefficients of degree 1 as 128 + 128 f
 
 
 def write_spz(path: Path, splats: Splats) -> None:
@@ -47,7 +49,12 @@ def write_spz(path: Path, splats: Splats) -> None:
         _bytes(16 * (kept.scales.log() + 10)),
         _bytes(127.5 * kept.quaternions[:, 1:] + 127.5),
     ]
-    header = struct.pack("<4sIIBBBB", MAGIC, VERSION, len(kept), 0, FRACTION_BITS, 0, 0)
+    degree = 0
+    if kept.harmonics is not None:
+        degree = 1
+        coefficients = degree_one(kept.harmonics).transpose(1, 2)  # the colours vary fastest
+        parts.append(_bytes(HARMONIC_SCALE * (1 + coefficients)))
+    header = struct.pack("<4sIIBBBB", MAGIC, VERSION, len(kept), degree, FRACTION_BITS, 0, 0)
     content = header + b"".join(part.tobytes() for part in parts)
     path.write_bytes(gzip.compress(content, mtime=0))
 
