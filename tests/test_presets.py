@@ -34,7 +34,7 @@ def _defaults() -> dict[str, Any]:
 
 
 def test_all_presets_name_the_same_parameters_and_cpu_is_the_default() -> None:
-    assert presets.names() == ["cpu", "gpu", "paper"]
+    assert presets.names() == ["cpu", "draft", "gpu", "paper"]
     cpu = _preset("cpu")
     for name in presets.names():
         assert _preset(name).keys() == cpu.keys(), name
@@ -54,7 +54,7 @@ def test_a_preset_replaces_what_it_names_and_leaves_all_else(tmp_path: Path) -> 
 
 
 def test_an_unknown_preset_or_a_wrong_file_gets_a_sentence(tmp_path: Path) -> None:
-    with pytest.raises(ParameterError, match="no preset 'fast'; known are: cpu, gpu, paper"):
+    with pytest.raises(ParameterError, match="no preset 'fast'; known are: cpu, draft, gpu, paper"):
         presets.use(tmp_path, "fast")
     (tmp_path / PARAMS_FILE).write_text("avatar: {stepps: 3}\n")
     with pytest.raises(ParameterError, match=r"params.yaml: avatar: unknown parameter 'stepps'"):
