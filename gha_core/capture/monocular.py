@@ -21,7 +21,6 @@ from gha_core.capture.capture import Capture, Options, SequenceInfo, Timestep, m
 from gha_core.capture.streams import VIDEO_SUFFIXES
 from gha_core.capture.video import probe, read_frames
 from gha_core.errors import CaptureError
-from gha_core.processors import cores
 
 NAME = "monocular"
 WHAT = "one video file of one person, no calibration"
@@ -85,7 +84,7 @@ class MonocularCapture:
         self.sequences = (SequenceInfo(SEQUENCE, range(self._video.frames), self._video.rate),)
 
     def frames(self, sequence: str, timesteps: Sequence[int]) -> Iterator[Timestep]:
-        for index, image in read_frames(self._video, timesteps, cores()):
+        for index, image in read_frames(self._video, timesteps):
             yield Timestep(index, self._video.seconds(index), {CAMERA: image})
 
     def background(self, camera: str) -> Image | None:

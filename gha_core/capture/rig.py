@@ -103,7 +103,7 @@ class RigCapture:
     def frames(self, sequence: str, timesteps: Sequence[int]) -> Iterator[Timestep]:
         streams, mattes = self._streams[sequence], self._mattes[sequence]
         clock = streams[min(streams)]
-        one_each = 1 if len(streams) + len(mattes) > 1 else cores()
+        one_each = 1 if len(streams) + len(mattes) > 1 else 0
         readers = [_Reader(each, timesteps, one_each) for each in streams.values()]
         masks = [_Reader(each, timesteps, one_each) for each in mattes.values()]
         pending: deque[tuple[int, list[Future], list[Future]]] = deque()

@@ -20,6 +20,9 @@ from av.video.reformatter import VideoReformatter
 from gha_core.artifacts.images import Image
 from gha_core.errors import CaptureError
 from gha_core.memory import keep_freed_memory
+from gha_core.processors import cores
+
+MOST_THREADS = 16  # of one decoder; FFmpeg advises against more
 
 
 @dataclass(frozen=True)
@@ -103,8 +106,8 @@ def read_frames(
     Args:
         wanted: ascending frame numbers to return (all by default); the rest is decoded but not
             converted, and nothing after the last one is read.
-        threads: decoder threads, 0 = as many as there are cores. Use 1 when many videos are read
-            side by side.
+        threads: decoder threads, 0 = three per core: with fewer, cores wait while a frame is
+            converted. Use 1 when many videos are read side by side.
 
     Yields:
         (number, H x W x 3 uint8 sRGB upright), or (number, None) where decoding failed.
@@ -147,7 +150,7 @@ def _decode(path: Path, threads: int) -> Iterator[av.VideoFrame]:
         with av.open(str(path)) as container:
             stream = _video_stream(container, path)
             stream.thread_type = "AUTO" if threads != 1 else "SLICE"
-            stream.codec_context.thread_count = threads
+            stream.codec_context.thread_count = threads or min(3 * cores(), MOST_THREADS)
             for packet in container.demux(stream):
                 try:
                     yield from packet.decode()
