@@ -84,6 +84,20 @@ def places(skin: Skin, done: Motion) -> Floats:
     return 1000 * world
 
 
+def test_too_few_timesteps_say_nothing_about_looks(model: FaceModel, skin: Skin) -> None:
+    truth = motion(model)
+    start = replace(
+        truth,
+        matrices=truth.matrices[:2],
+        translation=truth.translation[:2],
+        expression=truth.expression[:2],
+    )
+    runs = [(np.arange(2), np.arange(2))]
+    found = align(start, skin, CAMERAS, lambda t: film(model, truth, t), [0, 1], runs)
+    np.testing.assert_allclose(found.translation, start.translation, atol=1e-12)
+    np.testing.assert_allclose(found.expression, start.expression, atol=1e-12)
+
+
 def test_a_nod_that_only_the_landmarks_see_is_undone(model: FaceModel, skin: Skin) -> None:
     truth = motion(model)
     nod = 0.03 * np.sin(np.arange(TIMESTEPS) * 2.5)

@@ -27,6 +27,7 @@ from threadpoolctl import threadpool_limits
 from gha_core.artifacts.images import Image
 from gha_core.cameras import Camera
 from gha_core.fitting import rotations
+from gha_core.fitting.pictures import lookup, shrunk, slope
 from gha_core.fitting.residuals import Quadratic
 from gha_core.fitting.solver import smoothness, solve_smooth
 from gha_core.progress import track
@@ -149,7 +150,7 @@ class _Aligner:
         self._precision = _precision(_TURN, _MOVE, _EXPRESSION, expressions)
         self._bends = _precision(_TURN_BENDS, _MOVE_BENDS, _EXPRESSION_BENDS, expressions)
         self._information = np.tile(np.diag(self._precision), (len(motion.expression), 1, 1))
-        self._small = [self._shrunk(camera) for camera in cameras]
+        self._small = [shrunk(each, motion.translation, motion.scale, _HEAD) for each in cameras]
 
     def taught(
         self, photos: Photos, known: _Look | None, blur: float, t: int
@@ -164,7 +165,7 @@ class _Aligner:
         for c, picture in pictures.items():
             found = self._project(t, c)
             seen[c] = found.visible
-            value[c] = _lookup(self._band(c, picture, blur), found.pixels)
+            value[c] = lookup(self._band(c, picture, blur), found.pixels[:, None])[:, 0]
         return seen, value
 
     def improved(self, photos: Photos, looks: Sequence[_Look], t: int) -> None:
@@ -182,11 +183,11 @@ class _Aligner:
             for c, band in bands.items():
                 found = self._project(t, c)
                 use = np.flatnonzero(found.visible & (look.weight[c] > 0))
-                error = _lookup(band, found.pixels[use]) - look.mean[c, use]
+                error = lookup(band, found.pixels[use][:, None])[:, 0] - look.mean[c, use]
                 weight = look.weight[c, use]
                 weight = _INDEPENDENT * weight / (1 + weight * (error / _ROBUST) ** 2) ** 2
                 # A point is at R (exp(turn) arm + centre + shift): derivatives in head space.
-                shift = _slope(band, found.pixels[use])[:, None] @ found.by_point[use]
+                shift = slope(band, found.pixels[use])[:, None] @ found.by_point[use]
                 moves = (shift @ self._skin.moves[use])[:, 0]
                 J = np.concatenate([np.cross(arms[use], shift[:, 0]), shift[:, 0], moves], axis=1)
                 H += (J * weight[:, None]).T @ J
@@ -256,12 +257,6 @@ class _Aligner:
             (facing > _FACING) & inside & (local[:, 2] > 0), pixels, camera.K[:2, :2] @ across
         )
 
-    def _shrunk(self, camera: Camera) -> Camera:
-        """The camera of pictures in which the head is no larger than need be."""
-        depth = (self._start.translation @ camera.w2c[2, :3] + camera.w2c[2, 3]).clip(1e-3)
-        factor = min(1.0, _HEAD * float(np.median(depth)) / (camera.K[0, 0] * self._start.scale))
-        return camera.resized(*(max(8, round(n * factor)) for n in (camera.width, camera.height)))
-
     def _band(self, c: int, picture: Image, blur: float) -> NDArray[np.float32]:
         """[H, W] luma 0..1 without noise and without shading, undistorted and shrunk."""
         full, small = self._cameras[c], self._small[c]
@@ -291,17 +286,3 @@ def _precision(turn: float, move: float, expression: float, expressions: int) ->
     """[6 + E] 1 / variance."""
     deviations = np.repeat([turn, move, expression], [3, 3, expressions])
     return np.asarray(1 / deviations**2)
-
-
-def _lookup(band: NDArray[np.float32], pixels: Floats) -> Floats:
-    """[N] values at [N, 2] pixels, interpolated."""
-    # OpenCV's coordinates are 0 at the centre of the first pixel; it takes lines of 2^15 places.
-    x, y = (pixels - 0.5).astype(np.float32).T[..., None]
-    found = cv2.remap(band, x, y, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE)
-    return np.asarray(found, float).ravel()
-
-
-def _slope(band: NDArray[np.float32], pixels: Floats) -> Floats:
-    """[N, 2] derivatives by x and y."""
-    half = np.eye(2) / 2
-    return np.stack([_lookup(band, pixels + h) - _lookup(band, pixels - h) for h in half], 1)

@@ -1,11 +1,12 @@
-"""The person's shape from the outlines of cheeks, nose, jaw and chin in the mattes.
+"""The person's shape from the outlines of cheeks, nose, jaw and chin in the mattes, and the ears.
 
 Landmarks say little about the sides of a face: few lie there, and those slide along the outline as
 the head turns. The outline itself is exact. Where the model's own outline is skin of the face that
 the photo shows, too, and not hair, ear or collar, the shape is moved until both coincide, within
 what people look like, and with the landmarks in the middle of the face held where several cameras
-see them (Gauss-Newton; each outline point moves along its normal). The head may turn, shift and
-grow with it, the same in all timesteps.
+see them (Gauss-Newton; each outline point moves along its normal). How high the ears sit, which no
+outline shows, several cameras see together (:mod:`gha_core.fitting.ears`). The head may turn, shift
+and grow with it, the same in all timesteps.
 """
 
 from __future__ import annotations
@@ -13,6 +14,8 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
+from functools import partial
+from typing import NamedTuple
 
 import cv2
 import numpy as np
@@ -24,24 +27,26 @@ from gha_core.artifacts.images import Image
 from gha_core.cameras import Camera
 from gha_core.faces import FaceModel
 from gha_core.faces.portrait import vertex_normals
-from gha_core.fitting import rotations
+from gha_core.fitting import ears, rotations
 from gha_core.fitting.observations import EYE_POINTS, LandmarkModel
+from gha_core.fitting.pictures import Picture, lookup, seen, shrunk
 from gha_core.fitting.residuals import State
-from gha_core.mesh_rasterisation import rasterize
+from gha_core.mesh_rasterisation import Fragments, rasterize
 from gha_core.progress import track
 
 Floats = NDArray[np.float64]
 Bools = NDArray[np.bool_]
 Ints = NDArray[np.int64]
-Picture = NDArray[np.float32]
 Photos = Callable[[int], Mapping[int, Image]]
 Mattes = Callable[[int], Mapping[int, NDArray[np.uint8]]]
 """Timestep -> camera -> [H, W] 8-bit alpha; both are indices. Called from several threads."""
 
-_ROUNDS, _TIMESTEPS = 5, 10  # steps; timesteps whose photos are used, evenly spread
+_TIMESTEPS = 10  # whose photos are used, evenly spread
+_BLURS = 4.0, 4.0, 3.0, 2.0, 2.0, 1.5  # px, of the ears' photos, one per step
 _HEAD = 200.0  # px; larger heads are shrunk to it
 # Head lengths:
 _REACH = 0.05  # farthest that an outline is looked for
+_BEHIND = 0.025  # a point so far behind what the model shows is hidden
 _CLEAR = 0.02, 0.04  # so far outside of the model's outline no part of it may be
 _UNDER = 0.018  # inside of the matte's edge, where the colour must be that of skin
 _BROW = 0.09  # above the eyes; higher up hair begins
@@ -77,26 +82,16 @@ def fit_outlines(
     count = min(len(indices), _TIMESTEPS)
     places = np.linspace(0, len(indices) - 1, count).round().astype(int).tolist()
 
-    def pulled(place: int) -> tuple[Floats, Floats]:
+    def pulled(place: int, found: Floats, blur: float) -> _Evidence:
         index = int(indices[place])
-        alphas = mattes(index)
-        shape = sculptor.shape + columns @ found
-        shape = shape + np.tensordot(state.expression[place], sculptor.expression, 1)
-        normals = vertex_normals(shape, sculptor.faces)
-        H, g = np.zeros_like(hold), np.zeros_like(found)
-        for c, photo in photos(index).items():
-            if c in alphas:
-                outline = sculptor.outline(place, c, shape, normals, photo, alphas[c])
-                J = np.einsum("nk,nkp->np", outline.slope, outline.at(columns))
-                weight = _INDEPENDENT / _NOISE**2 / (1 + (outline.away / _ROBUST) ** 2) ** 2
-                H += (J * weight[:, None]).T @ J
-                g -= (J * weight[:, None]).T @ outline.away
-        return H, g
+        return sculptor.evidence(place, found, photos(index), mattes(index), blur)
 
     with threadpool_limits(1, "blas"), ThreadPoolExecutor(torch.get_num_threads()) as pool:
-        for _ in track(range(_ROUNDS), "fitting the outlines"):
-            parts = list(pool.map(pulled, places))
-            H, g = (np.sum(each, axis=0) for each in zip(*parts, strict=True))
+        for blur in track(_BLURS, "fitting the outlines"):
+            parts = list(pool.map(partial(pulled, found=found, blur=blur), places))
+            H, g, bare = (np.sum(each, axis=0) for each in zip(*parts, strict=True))
+            counts = np.concatenate([[True], bare[:, 0] >= ears.BARE * np.maximum(bare[:, 1], 1)])
+            H, g = H[counts].sum(0), g[counts].sum(0)
             found = found - np.linalg.solve(H + hold, g + hold @ found - wanted)
     turn, shift, growth = found[:3], found[3:6], 1 + float(found[6])
     matrices = state.matrices @ rotations.exponential(turn)
@@ -137,6 +132,7 @@ class _Sculptor:
         shape: [V, 3] the neutral head; columns: [V, 3, 7 + I] its derivatives by turn, shift,
             growth and identity; expression: [E, V, 3]; faces: [F, 3].
         edges: [n, 2] of the skin whose outline counts.
+        ears: points of the left ear and beside it, and of the right; lobes: [V] the ears alone.
         front: [V] where the colour of skin is learned.
         small: the cameras of pictures in which the head is no larger than need be.
     """
@@ -147,6 +143,8 @@ class _Sculptor:
     expression: Floats
     faces: Ints
     edges: Ints
+    ears: tuple[Ints, Ints]
+    lobes: Bools
     front: Bools
     cameras: tuple[Camera, ...]
     small: tuple[Camera, ...]
@@ -171,9 +169,11 @@ class _Sculptor:
             model.expression_basis.double().numpy(),
             faces,
             edges[skin[edges].all(1)],
+            ears_of(model),
+            model.regions["ears"].numpy(),
             face,
             cameras,
-            tuple(_shrunk(camera, state) for camera in cameras),
+            tuple(shrunk(each, state.translation, state.scale, _HEAD) for each in cameras),
         )
 
     def hold(self, landmarks: LandmarkModel) -> tuple[Floats, Floats]:
@@ -188,44 +188,94 @@ class _Sculptor:
         H = np.einsum("l,lki,lkj->ij", weight, columns, columns, optimize=True) + np.diag(prior)
         return H, prior * np.concatenate([np.zeros(7), -identity])
 
-    def outline(
-        self, place: int, c: int, shape: Floats, normals: Floats, photo: Image, alpha: Image
-    ) -> _Outline:
+    def evidence(
+        self,
+        place: int,
+        found: Floats,
+        photos: Mapping[int, Image],
+        mattes: Mapping[int, Image],
+        blur: float,
+    ) -> _Evidence:
+        """At one timestep, with the unknowns as ``found`` [P]."""
+        shape = self.shape + self.columns @ found
+        shape = shape + np.tensordot(self.state.expression[place], self.expression, 1)
+        normals = vertex_normals(shape, self.faces)
+        size = len(found)
+        H, g, bare = np.zeros((3, size, size)), np.zeros((3, size)), np.zeros((2, 2))
+        sightings: tuple[list[ears.Sighting], ...] = [], []
+        for c, photo in photos.items():
+            if c not in mattes:
+                continue
+            view = self.view(place, c, shape, normals)
+            colours = seen(photo, self.cameras[c], view.camera)
+            skin = _Complexion.of(colours, view.pixels[self.front & (view.facing > 0.5)])
+            matte = seen(mattes[c], self.cameras[c], view.camera) / np.float32(255)
+            outline = self.outline(view, matte, skin)
+            J = np.einsum("nk,nkp->np", outline.slope, outline.at(self.columns))
+            weight = _INDEPENDENT / _NOISE**2 / (1 + (outline.away / _ROBUST) ** 2) ** 2
+            H[0] += (J * weight[:, None]).T @ J
+            g[0] -= (J * weight[:, None]).T @ outline.away
+            luma = cv2.GaussianBlur(colours.mean(-1), (0, 0), blur)
+            for side, points in enumerate(self.ears):
+                pixels, facing = view.pixels[points], view.clear(points)
+                sightings[side].append(
+                    ears.Sighting.of(luma, pixels, view.by_place[points], facing)
+                )
+                lobe = pixels[self.lobes[points] & (facing > ears.FACING)]
+                bare[side] += skin.at(lobe[:, None]).sum(), len(lobe)
+        for side, points in enumerate(self.ears):
+            if len(sightings[side]) > 1:
+                H[1 + side], g[1 + side] = ears.disagreement(sightings[side], self.columns[points])
+        return _Evidence(H, g, bare)
+
+    def view(self, place: int, c: int, shape: Floats, normals: Floats) -> _View:
         """Of ``shape`` [V, 3] with ``normals`` [V, 3] at a timestep in one camera."""
         state, camera = self.state, self.small[c]
         matrix = state.matrices[place]
         turn = camera.w2c[:3, :3] @ matrix * state.scale
         shift = camera.w2c[:3, :3] @ state.translation[place] + camera.w2c[:3, 3]
-        unit = camera.K[0, 0] * state.scale / max(shift[2], 1e-3)
         eye = (camera.centre - state.translation[place]) @ matrix / state.scale
         ray = eye - shape
-        facing = (ray * normals).sum(1) / np.linalg.norm(ray, axis=1)
+        local = shape @ turn.T + shift
+        plane = local[:, :2] / np.maximum(local[:, 2:], 1e-6)
+        across = (turn[None, :2] - plane[:, :, None] * turn[2]) / np.maximum(
+            local[:, 2, None, None], 1e-6
+        )
+        outward = (normals @ turn.T)[:, :2]
+        world = state.scale * shape @ matrix.T + state.translation[place]
+        return _View(
+            camera,
+            camera.K[0, 0] * state.scale / max(shift[2], 1e-3),
+            plane @ camera.K[:2, :2].T + camera.K[:2, 2],
+            camera.K[:2, :2] @ across,
+            outward,
+            (ray * normals).sum(1) / np.linalg.norm(ray, axis=1) * (local[:, 2] > 0),
+            local[:, 2],
+            state.scale,
+            rasterize(
+                torch.from_numpy(world), torch.from_numpy(self.faces), camera.K, camera.w2c,
+                camera.width, camera.height,
+            ),
+        )  # fmt: skip
+
+    def outline(self, view: _View, matte: Picture, skin: _Complexion) -> _Outline:
+        facing, unit, camera = view.facing, view.unit, view.camera
         ends = self.edges[facing[self.edges[:, 0]] * facing[self.edges[:, 1]] < 0]
         one, other = facing[ends].T
         share = one / (one - other)
-
-        local = shape @ turn.T + shift
-        plane = local[:, :2] / np.maximum(local[:, 2:], 1e-6)
-        pixels = plane @ camera.K[:2, :2].T + camera.K[:2, 2]
-        outward = (_between(normals, ends, share) @ turn.T)[:, :2]
+        outward = _between(view.outward, ends, share)
         outward /= np.linalg.norm(outward, axis=1, keepdims=True) + 1e-9
-        points = _between(pixels, ends, share)
+        points = _between(view.pixels, ends, share)
 
-        def beside(picture: Picture, by: Floats | float) -> Floats:
-            """[n, ...] values ``by`` [n or 1, k] head lengths outside of the points."""
-            by = np.atleast_2d(by)[..., None]
-            return _lookup(picture, points[:, None] + by * unit * outward[:, None])
+        def beside(by: Floats | float) -> Floats:
+            """[n, k, 2] pixels ``by`` [n or 1, k] head lengths outside of the points."""
+            return points[:, None] + np.atleast_2d(by)[..., None] * unit * outward[:, None]
 
-        matte = _seen(alpha, self.cameras[c], camera) / np.float32(255)
-        world = state.scale * shape @ matrix.T + state.translation[place]
-        own = rasterize(
-            torch.from_numpy(world), torch.from_numpy(self.faces), camera.K, camera.w2c,
-            camera.width, camera.height,
-        ).face_index.numpy()  # fmt: skip
-        usable = (beside((own >= 0).astype(np.float32), np.array(_CLEAR)) < 0.3).all(1)
+        own = view.drawn.mask.numpy().astype(np.float32)
+        usable = (lookup(own, beside(np.array(_CLEAR))) < 0.3).all(1)
         # The matte's edge: it is left once, on the way out.
         steps = np.linspace(-_REACH, _REACH, 49)
-        values = beside(matte, steps)
+        values = lookup(matte, beside(steps))
         inside = values > 0.5
         leaves = inside[:, :-1] & ~inside[:, 1:]
         usable &= (leaves.sum(1) == 1) & inside[:, 0] & ~inside[:, -1]
@@ -236,28 +286,91 @@ class _Sculptor:
         margin = _REACH * unit
         size = np.array([camera.width, camera.height])
         usable &= ((points > margin) & (points < size - margin)).all(1)
-
-        colours = _seen(photo, self.cameras[c], camera)
-        colours = np.asarray(cv2.GaussianBlur(colours, (0, 0), 1), np.float32)
-        front = self.front & (facing > 0.5) & (local[:, 2] > 0)
-        usable &= front.any()
-        usable &= _is_skin(beside(colours, away[:, None] - _UNDER)[:, 0],
-                           _lookup(colours, pixels[front][:, None])[:, 0])  # fmt: skip
-        flat = _between(plane, ends, share)
-        depth = _between(local, ends, share)[:, 2, None, None]
-        across = (turn[None, :2] - flat[:, :, None] * turn[2]) / depth
-        slope = np.einsum("ni,nij->nj", outward, camera.K[:2, :2] @ across / unit)
+        usable &= skin.at(beside(away[:, None] - _UNDER))
+        slope = np.einsum("ni,nij->nj", outward, _between(view.by_place, ends, share) / unit)
         return _Outline(ends[usable], share[usable], away[usable], slope[usable])
 
 
-def _is_skin(colours: Floats, front: Floats) -> Bools:
-    """[n] whether colours [n, 3] are like those in the middle of the face [m, 3]."""
-    if not len(front):
-        return np.zeros(len(colours), bool)
-    usual = np.median(front, axis=0)
-    light = colours.sum(1)
-    tint = colours / np.maximum(light[:, None], 1) - usual / max(usual.sum(), 1)
-    return (light > _DARKER * usual.sum()) & (np.abs(tint).max(1) < _TINT)
+class _Evidence(NamedTuple):
+    """What one timestep says about the P unknowns.
+
+    Attributes:
+        H: [3, P, P] and g [3, P] of the outlines, the left ear and the right.
+        bare: [2, 2] of each ear the points that look like skin, and those that are in view.
+    """
+
+    H: Floats
+    g: Floats
+    bare: Floats
+
+
+@dataclass(frozen=True)
+class _View:
+    """The model's vertices in one camera.
+
+    Attributes:
+        camera: of the shrunk picture; unit: its pixels per head length.
+        pixels: [V, 2] and their derivatives by the place in head space by_place [V, 2, 3].
+        outward: [V, 2] normals in the picture; facing: [V] cosine between normal and ray.
+        depth: [V] metres; scale: metres per head length.
+        drawn: the model in the picture.
+    """
+
+    camera: Camera
+    unit: float
+    pixels: Floats
+    by_place: Floats
+    outward: Floats
+    facing: Floats
+    depth: Floats
+    scale: float
+    drawn: Fragments
+
+    def clear(self, points: Ints) -> Floats:
+        """[n] the facing of points of which the model itself hides nothing, else 0."""
+        nearest = self.drawn.depth.numpy()
+        column, row = np.floor(self.pixels[points]).astype(int).T
+        inside = (column >= 0) & (row >= 0)
+        inside &= (column < self.camera.width) & (row < self.camera.height)
+        front = nearest[row * inside, column * inside]
+        hidden = (front > 0) & (self.depth[points] > front + _BEHIND * self.scale)
+        return np.where(inside & ~hidden, self.facing[points], 0.0)
+
+
+@dataclass(frozen=True)
+class _Complexion:
+    """What skin looks like in a photo: ``usual`` [3] levels, None where no face is in view."""
+
+    colours: Picture
+    usual: Floats | None
+
+    @staticmethod
+    def of(colours: Picture, front: Floats) -> _Complexion:
+        """Learned at pixels ``front`` [n, 2] in the middle of the face."""
+        colours = np.asarray(cv2.GaussianBlur(colours, (0, 0), 1), np.float32)
+        usual = np.median(lookup(colours, front[:, None])[:, 0], axis=0) if len(front) else None
+        return _Complexion(colours, usual)
+
+    def at(self, pixels: Floats) -> Bools:
+        """[n] whether the photo is like skin at [n, 1, 2] pixels."""
+        if self.usual is None:
+            return np.zeros(len(pixels), bool)
+        found = lookup(self.colours, pixels)[:, 0]
+        light = found.sum(1)
+        tint = found / np.maximum(light[:, None], 1) - self.usual / max(self.usual.sum(), 1)
+        return (light > _DARKER * self.usual.sum()) & (np.abs(tint).max(1) < _TINT)
+
+
+def ears_of(model: FaceModel) -> tuple[Ints, Ints]:
+    """Vertices of the left ear and of the face beside it, and of the right."""
+    place = model.mean.double().numpy()
+    aside = np.arctan2(place[:, 0], place[:, 2])
+    lobes, face = model.regions["ears"].numpy(), model.regions["face"].numpy()
+    left, right = (
+        np.flatnonzero((lobes & (sign * place[:, 0] > 0)) | (face & (sign * aside > ears.BESIDE)))
+        for sign in (1, -1)
+    )
+    return left, right
 
 
 def _rigid(points: Floats) -> Floats:
@@ -270,26 +383,3 @@ def _between(values: Floats, ends: Ints, share: Floats) -> Floats:
     """[n, ...] of [V, ...] values at points between vertices."""
     part = share.reshape(-1, *(1,) * (values.ndim - 1))
     return (1 - part) * values[ends[:, 0]] + part * values[ends[:, 1]]
-
-
-def _shrunk(camera: Camera, state: State) -> Camera:
-    depth = (state.translation @ camera.w2c[2, :3] + camera.w2c[2, 3]).clip(1e-3)
-    factor = min(1.0, _HEAD * float(np.median(depth)) / (camera.K[0, 0] * state.scale))
-    return camera.resized(*(max(8, round(n * factor)) for n in (camera.width, camera.height)))
-
-
-def _seen(picture: Image, full: Camera, small: Camera) -> Picture:
-    """A picture of the camera ``full``, undistorted and of the size of ``small``."""
-    if np.any(full.distortion):
-        picture = np.asarray(cv2.undistort(picture, full.K, full.distortion), np.uint8)
-    size = small.width, small.height
-    resized = cv2.resize(picture.astype(np.float32), size, interpolation=cv2.INTER_AREA)
-    return np.asarray(resized, np.float32)
-
-
-def _lookup(picture: Picture, pixels: Floats) -> Floats:
-    """[n, k, ...] values at [n, k, 2] pixels, interpolated."""
-    # OpenCV's coordinates are 0 at the centre of the first pixel.
-    x, y = np.moveaxis((pixels - 0.5).astype(np.float32), -1, 0)
-    found = cv2.remap(picture, x, y, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE)
-    return np.asarray(found, float)
