@@ -145,21 +145,22 @@ class Source:
 def _plain(source: Source, moment: baking.Motion) -> tuple[splats.Splats, str]:
     """Gaussians on stage that look like the full render of one moment."""
     avatar = source.avatar
-    rng = np.random.default_rng(0)
-    seen = [
-        targets.target(avatar, shot)
-        for shot in targets.shots(source.cameras, [moment], FRAME_TARGETS, rng)
-    ]
-    unseen = [
-        targets.target(avatar, shot)
-        for shot in targets.shots(source.cameras, [moment], 8, np.random.default_rng(1))
-    ]
-    start = splats.of_frame(avatar.head, moment[0], torch.from_numpy(moment[1]))
-    fitted = fit(start, seen, FRAME_STEPS)
-    note = (
-        f"{len(fitted.visible())} Gaussians; {loss.likeness(fitted, unseen):.1f} dB PSNR against "
-        f"the full render ({loss.likeness(start, unseen):.1f} dB before colours were fitted)"
-    )
+
+    def full(count: int, seed: int) -> list[targets.Target]:
+        shots = targets.shots(source.cameras, [moment], count, np.random.default_rng(seed))
+        return [targets.target(avatar, shot) for shot in shots]
+
+    fitted = start = splats.of_frame(avatar.head, moment[0], torch.from_numpy(moment[1]))
+    unseen = full(8, seed=1)
+    note = f"{len(start.visible())} Gaussians; "
+    if avatar.super_resolution is None:  # they are all that the full render shows
+        note += f"{loss.likeness(start, unseen):.1f} dB PSNR against the full render"
+    else:
+        fitted = fit(start, full(FRAME_TARGETS, seed=0), FRAME_STEPS)
+        note += (
+            f"{loss.likeness(fitted, unseen):.1f} dB PSNR against the full render "
+            f"({loss.likeness(start, unseen):.1f} dB before colours were fitted)"
+        )
     return fitted.moved(splats.inverse(splats.stage_pose(avatar.head))), note
 
 

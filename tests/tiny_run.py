@@ -16,7 +16,15 @@ SPLITS = Splits(test_sequences=("FREE",))
 TINY: dict[str, dict[str, Any]] = {
     "ingest": {"image_size": 128},
     "geometry": {"steps": 25, "image_size": 64, "resolution": 16, "output_resolution": 20},
-    "avatar": {"steps": 40, "gaussians": 1500, "width": 16, "crop": 64},
+    # With all parts that the default leaves out, so that viewer and export meet them, too.
+    "avatar": {
+        "steps": 40,
+        "gaussians": 1500,
+        "width": 16,
+        "crop": 64,
+        "super_resolution_width": 8,
+        "view_dependence": True,
+    },
     "evaluation": {"max_views": 4, "video_frames": 4},
 }
 
