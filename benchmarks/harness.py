@@ -19,6 +19,8 @@ from typing import Any
 
 import torch
 
+from gha_core.memory import keep_freed_memory
+
 Run = Callable[[], object]
 
 
@@ -65,7 +67,7 @@ class Options:
 def options(
     description: str | None, devices: tuple[str, ...] = ("cpu",), **folders: str
 ) -> Options:
-    """The command line; sets torch's number of threads.
+    """The command line; sets torch's number of threads, and keeps freed memory as every stage does.
 
     Args:
         devices: that the benchmark can run on.
@@ -82,6 +84,7 @@ def options(
         parser.add_argument(f"--{name}", type=Path, metavar="FOLDER", help=meaning)
     chosen = parser.parse_args()
     torch.set_num_threads(chosen.threads)
+    keep_freed_memory()
     named = {name: getattr(chosen, name) for name in folders}
     return Options(chosen.quick, chosen.json, 5 if chosen.quick else 15, chosen.device, named)
 
@@ -97,15 +100,15 @@ def measure_machine(device: str = "cpu") -> Machine:
 
 
 def run_cases(cases: list[Case], chosen: Options) -> None:
-    """Time the cases, print a table and write the JSON."""
+    """Time the cases; each is reported as soon as it is done."""
     machine = measure_machine(chosen.device)
-    patience = 6.0 if chosen.quick else 30.0
-    rows = []
+    patience = 6.0 if chosen.quick else 12.0
+    rows: list[dict[str, Any]] = []
     for case in cases:
         runs = {"ours": case.ours, "twin": case.twin, **case.peers}
         times = take_turns(runs, chosen.repeats, patience)
         rows.append(row(case.name, times, machine.floor(case.operations, case.moved)))
-    report(rows, machine, chosen)
+        report(rows, machine, chosen, shown=len(rows) - 1)
 
 
 def take_turns(runs: dict[str, Run], repeats: int, patience: float) -> dict[str, list[float]]:
@@ -137,14 +140,19 @@ def row(name: str, times: dict[str, list[float]], floor: float) -> dict[str, Any
     }
 
 
-def report(rows: list[dict[str, Any]], machine: Machine, chosen: Options) -> None:
-    """Print the rows, and write them to the JSON file if one is wanted."""
-    print(
-        f"{device_name(chosen.device)}, {torch.get_num_threads()} threads, "
-        f"{machine.arithmetic / 1e9:.0f} Gflop/s, "
-        f"{machine.memory / 1e9:.1f} GB/s; milliseconds, median (quartiles)"
-    )
-    for each in rows:
+def report(rows: list[dict[str, Any]], machine: Machine, chosen: Options, shown: int = 0) -> None:
+    """Print the rows, and write them to the JSON file if one is wanted.
+
+    Args:
+        shown: how many of the rows were printed before.
+    """
+    if not shown:
+        print(
+            f"{device_name(chosen.device)}, {torch.get_num_threads()} threads, "
+            f"{machine.arithmetic / 1e9:.0f} Gflop/s, "
+            f"{machine.memory / 1e9:.1f} GB/s; milliseconds, median (quartiles)"
+        )
+    for each in rows[shown:]:
         timings = {"ours": each["ours_ms"], "twin": each["twin_ms"], **each["peers"]}
         print(f"{each['name']}")
         for who, median in timings.items():
@@ -152,7 +160,7 @@ def report(rows: list[dict[str, Any]], machine: Machine, chosen: Options) -> Non
             print(f"    {who:28}{median:12.2f}  ({low:.2f} .. {high:.2f})")
         floor, ours, twin = each["floor_ms"], each["ours_ms"], each["twin_ms"]
         print(f"    {'floor':28}{floor:12.2f}  ours is {twin / ours:.1f} x as fast as the twin, "
-              f"{ours / floor:.1f} x the floor")  # fmt: skip
+              f"{ours / floor:.1f} x the floor", flush=True)  # fmt: skip
     if chosen.json:
         result = {
             "machine": {

@@ -596,29 +596,43 @@ struct Gradients {
 };
 
 // Sum a chunk's gradients: each Gaussian's in the order of views and tiles.
-GHA_INLINE void sum_parts(const Bins &bins, int chunk, const std::vector<Parts> &parts,
+template <int CHANNELS>
+GHA_INLINE void sum_chunk(const Bins &bins, int chunk, const std::vector<Parts> &parts,
                           const std::vector<Gradients> &out, float *opacities, float *features,
-                          int channels) {
-    const int padded = padded_of(channels);
-    const int begin = bins.chunk(chunk), end = bins.chunk(chunk + 1);
-    std::fill(features + size_t(begin) * channels, features + size_t(end) * channels, 0.0f);
-    std::fill(opacities + begin, opacities + end, 0.0f);
-    for (int v = 0; v < bins.views; v++) {
-        const Gradients &to = out[v];
-        std::fill(to.means2d + 2 * size_t(begin), to.means2d + 2 * size_t(end), 0.0f);
-        std::fill(to.conics + 3 * size_t(begin), to.conics + 3 * size_t(end), 0.0f);
-        std::fill(to.depths + begin, to.depths + end, 0.0f);
-        for_slots(bins.view[v], bins, chunk, [&](int i, uint32_t slot) {
-            if (!parts[v].touched[slot]) return;
-            const float *const row = parts[v].row(slot, padded);
-            float *const feature = features + size_t(i) * channels;
-            for (int c = 0; c < channels; c++) feature[c] += row[c];
-            const float *const geometry = row + padded;
-            for (int k = 0; k < 2; k++) to.means2d[2 * size_t(i) + k] += geometry[k];
-            for (int k = 0; k < 3; k++) to.conics[3 * size_t(i) + k] += geometry[2 + k];
-            opacities[i] += geometry[5];
-            to.depths[i] += geometry[6];
-        });
+                          int count) {
+    const int channels = CHANNELS ? CHANNELS : count;
+    const int padded = padded_of(channels), blocks = padded / LANES;
+    const size_t tiles = size_t(bins.tiles());
+    std::vector<uint32_t> next; // [views, tiles] slots
+    for (const View &view : bins.view) {
+        const auto begin = view.chunk_begin.begin() + size_t(chunk) * tiles;
+        next.insert(next.end(), begin, begin + tiles);
+    }
+    std::vector<Register> unknown(blocks);
+    Register known[REGISTERS<CHANNELS>];
+    Register *const feature = CHANNELS ? known : unknown.data();
+    for (size_t i = bins.chunk(chunk); i < size_t(bins.chunk(chunk + 1)); i++) {
+        for (int n = 0; n < blocks; n++) feature[n] = Register{};
+        float opacity = 0.0f;
+        for (int v = 0; v < bins.views; v++) {
+            F8 geometry = {};
+            bins.for_tiles(bins.view[v].boxes[i], [&](int tile) {
+                const uint32_t slot = next[v * tiles + tile]++;
+                const float *const row = parts[v].row(slot, padded);
+                // What this tile has of its next Gaussian will be needed soon.
+                for (int c = 0; c < padded + GEOMETRY; c += 16)
+                    __builtin_prefetch(row + padded + GEOMETRY + c);
+                if (!parts[v].touched[slot]) return;
+                for (int n = 0; n < blocks; n++) feature[n].lanes += load(row + n * LANES);
+                geometry += load(row + padded);
+            });
+            for (int k = 0; k < 2; k++) out[v].means2d[2 * i + k] = geometry[k];
+            for (int k = 0; k < 3; k++) out[v].conics[3 * i + k] = geometry[2 + k];
+            out[v].depths[i] = geometry[6];
+            opacity += geometry[5];
+        }
+        opacities[i] = opacity;
+        std::memcpy(features + i * channels, feature, size_t(channels) * sizeof(float));
     }
 }
 
@@ -632,6 +646,11 @@ GHA_INLINE void sum_parts(const Bins &bins, int chunk, const std::vector<Parts> 
                                           const Features &features, const Backward &in,            \
                                           const Parts &parts, Scratch &scratch) {                  \
         backward_tile<CHANNELS>(bins, v, tile, features, in, parts, scratch);                      \
+    }                                                                                              \
+    GHA_MULTIVERSION void sum_##NAME(const Bins &bins, int chunk, const std::vector<Parts> &parts, \
+                                     const std::vector<Gradients> &out, float *opacities,          \
+                                     float *features, int channels) {                              \
+        sum_chunk<CHANNELS>(bins, chunk, parts, out, opacities, features, channels);               \
     }
 } // namespace
 
@@ -768,6 +787,9 @@ void splat_backward(const Bins &bins, In2 features, In1 background, In4 grad_ima
     const auto run = channels == 3    ? backward_splat_3
                      : channels == 32 ? backward_splat_32
                                       : backward_splat_any;
+    const auto sum = channels == 3    ? sum_splat_3
+                     : channels == 32 ? sum_splat_32
+                                      : sum_splat_any;
     const size_t count = size_t(bins.count);
     std::vector<Gradients> out;
     for (size_t v = 0; v < size_t(bins.views); v++)
@@ -786,7 +808,7 @@ void splat_backward(const Bins &bins, In2 features, In1 background, In4 grad_ima
         run(bins, v, tile, values, in, parts[v], scratch);
     });
     in_parallel(CHUNKS, threads, [&](int chunk) {
-        sum_parts(bins, chunk, parts, out, grad_opacities.data(), grad_features.data(), channels);
+        sum(bins, chunk, parts, out, grad_opacities.data(), grad_features.data(), channels);
     });
 }
 
