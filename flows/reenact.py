@@ -16,6 +16,7 @@ from gha_core.avatar import Avatar
 from gha_core.cameras import Camera
 from gha_core.dataset import Dataset, View
 from gha_core.errors import ParameterError
+from gha_core.memory import keep_freed_memory
 from gha_core.pose import HeadPose
 from gha_core.progress import track
 from gha_core.reenactment.cameras import at_size, frontal_camera, orbit, seen_as
@@ -93,6 +94,7 @@ def reenact(
         ParameterError: the capture has no such camera, or the driver's coefficients mean nothing to
             the avatar.
     """
+    keep_freed_memory()
     avatar = Avatar.load(stage_folder(name, "avatar"))
     own = Dataset(stage_folder(name, "ingest"), None, stage_folder(name, "tracking"), Splits())
     scene = stage(name, driver, options, own)
