@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import cv2
@@ -16,6 +16,7 @@ from gha_core.avatar import Avatar
 from gha_core.cameras import Camera
 from gha_core.dataset import Dataset, View
 from gha_core.errors import ParameterError
+from gha_core.memory import keep_freed_memory
 from gha_core.pose import HeadPose
 from gha_core.progress import track
 from gha_core.reenactment.cameras import at_size, frontal_camera, orbit, seen_as
@@ -28,6 +29,7 @@ from gha_core.reenactment.motion import (
 )
 from gha_core.reenactment.retargeting import (
     Habit,
+    farthest,
     held_still,
     in_the_habit_of,
     mean_pose,
@@ -51,7 +53,8 @@ class Options:
         height, width: of the avatar's picture, px; None: as the camera's own frames.
         head_pose: whether the head moves.
         rest: "auto": expressions are relative to the driver's face at rest, unless the driver is
-            the subject, or an app that did that; "keep": coefficients as they are.
+            the subject, or an app that did that, whose blinks end where the subject's lids are
+            closed; "keep": coefficients as they are.
         smooth: seconds, standard deviation of the window in time; 0: none.
         beside: whether the driver's photo stands beside the avatar.
     """
@@ -91,6 +94,7 @@ def reenact(
         ParameterError: the capture has no such camera, or the driver's coefficients mean nothing to
             the avatar.
     """
+    keep_freed_memory()
     avatar = Avatar.load(stage_folder(name, "avatar"))
     own = Dataset(stage_folder(name, "ingest"), None, stage_folder(name, "tracking"), Splits())
     scene = stage(name, driver, options, own)
@@ -149,6 +153,9 @@ def moving(
         if not driver.calm and options.rest == "auto":
             habits = Habit.of(motions, names), Habit.of(target, names)
             motions = in_the_habit_of(motions, *habits, names)
+        elif driver.calm and options.rest == "auto":
+            reach = farthest(Habit.of(target, names).full, names)
+            motions = [replace(motion, expression=reach * motion.expression) for motion in motions]
         motions = retarget(motions, target)
     if not options.head_pose:
         motions = held_still(motions, mean_pose(target))

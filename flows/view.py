@@ -7,6 +7,7 @@ import threading
 from collections.abc import Callable
 from pathlib import Path
 
+from gha_core.memory import keep_freed_memory
 from gha_core.viewer.server import LOOPBACK, serving
 from gha_core.viewer.subject import Subject
 
@@ -29,6 +30,7 @@ def view(
         ArtifactError: a stage is missing, or its artifact damaged.
         ParameterError: the port is in use.
     """
+    keep_freed_memory()
     subject = Subject.load(name, SUBJECTS / name)
     ended = threading.Event()
     before = {

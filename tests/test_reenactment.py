@@ -31,6 +31,7 @@ from gha_core.reenactment.coefficients import ARKIT, read_coefficients, write_co
 from gha_core.reenactment.motion import Motion, in_terms_of
 from gha_core.reenactment.retargeting import (
     Habit,
+    farthest,
     in_the_habit_of,
     mean_pose,
     retarget,
@@ -96,6 +97,12 @@ def test_eyes_close_when_the_drivers_do() -> None:
     left, right = np.transpose([m.expression for m in in_the_habit_of(driver, theirs, ours, names)])
     np.testing.assert_allclose(left, [0.05, 0.325, 0.6], atol=1e-6)
     assert right[2] == pytest.approx(0.05), "who never blinked: as it is, without magnified noise"
+
+
+def test_only_blinks_end_where_the_own_lids_are_closed() -> None:
+    names = ("eyeBlinkLeft", "eyeBlinkRight", "jawOpen")
+    reach = farthest(np.array([0.7, 0.1, 0.2], np.float32), names)
+    np.testing.assert_allclose(reach, [0.7, 0.5, 1], rtol=1e-6)
 
 
 def test_the_drivers_camera_sees_the_avatar_where_it_saw_the_driver() -> None:

@@ -24,6 +24,7 @@ from gha_core.avatar.head import POSE
 from gha_core.cameras import Camera
 from gha_core.export.baking import Baked
 from gha_core.pose import HeadPose
+from gha_core.reenactment.retargeting import farthest
 
 SCRIPTS = ("unpack", "gaussians", "order", "webgl", "cpu", "orbit", "controls", "main")
 FOR_WORKERS = ("gaussians", "order", "cpu")  # what those that draw without a graphics card need
@@ -153,6 +154,7 @@ def render_page(
         "moving": stored.moving,
         "expressions": list(names),
         "groups": groups(names),
+        "farthest": farthest(baked.high[: len(names)].numpy(), names).tolist(),
         "camera": dict(view),
         "clips": [
             {"name": c.name, "rate": c.rate, "first": int(first), "frames": len(c.expressions)}

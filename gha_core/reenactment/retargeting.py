@@ -18,6 +18,7 @@ _RESTING_MOUTH = 0.02
 _MOUTH = ("cheek", "jaw", "mouth", "tongue")
 _NOISE = 0.1  # who never goes this far beyond rest has not blinked
 _COMPLETE = ("eyeBlinkLeft", "eyeBlinkRight")
+_CLOSED = 0.5  # no lid is closed before this; who was not seen to go so far did not blink
 # Coefficients that are two ends of one movement: less than nothing of one is some of the other.
 _OPPOSITES = (
     ("eyeLookUpLeft", "eyeLookDownLeft"),
@@ -123,6 +124,17 @@ def in_the_habit_of(
             room[index] = reach / span * max(1 - driver.rest[index], 0.2)
     moved = np.clip(target.rest + room * gained, 0, 1).astype(np.float32)
     return [replace(m, expression=e) for m, e in zip(motions, moved, strict=True)]
+
+
+def farthest(full: Coefficients, names: Sequence[str]) -> Coefficients:
+    """[E] how far each coefficient can go on one person's face: 1, and blinks as far as their own,
+    for lids that close further come apart.
+
+    Args:
+        full: [E] where the person went farthest.
+    """
+    blinks = np.array([name in _COMPLETE for name in names])
+    return np.where(blinks, np.clip(full, _CLOSED, 1), 1).astype(np.float32)
 
 
 def _pairs(names: Sequence[str]) -> list[tuple[int, int]]:

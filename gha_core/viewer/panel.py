@@ -5,8 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import viser
 
+from gha_core.reenactment.retargeting import farthest
 from gha_core.viewer.subject import Subject
 
 ORBIT, COMPARE = "orbit", "beside the photo"
@@ -22,6 +24,7 @@ _REGIONS = {
     "tongue": ("tongue",),
 }
 _TURNS = ("yaw", "pitch", "roll")
+_STEP = 0.01  # of a coefficient
 _SHIFTS = ("left", "up", "forward")
 
 
@@ -73,12 +76,16 @@ def build(gui: viser.GuiApi, subject: Subject, camera_name: str) -> Panel:
         screenshot = gui.add_button("Screenshot", icon=viser.Icon.CAMERA)
         facts = gui.add_markdown("")
     expression = {}
+    names = subject.face.expression_names
+    seen = [moment.expression for moments in subject.sequences.values() for moment in moments]
+    ends = np.ceil(farthest(np.max(seen, axis=0), names).astype(float) / _STEP) * _STEP
+    reach = dict(zip(names, ends.tolist(), strict=True))
     with tabs.add_tab("Face"):
         neutral = gui.add_button("Neutral")
-        for region, names in by_region(subject.face.expression_names).items():
+        for region, members in by_region(names).items():
             with gui.add_folder(region, expand_by_default=region in ("jaw", "eyes", "other")):
-                for name in names:
-                    expression[name] = gui.add_slider(name, 0.0, 1.0, 0.01, 0.0)
+                for name in members:
+                    expression[name] = gui.add_slider(name, 0.0, reach[name], _STEP, 0.0)
     with tabs.add_tab("Pose"):
         centre = gui.add_button("Centre")
         turns = {name: gui.add_slider(name, -60.0, 60.0, 0.5, 0.0) for name in _TURNS}
@@ -87,6 +94,6 @@ def build(gui: viser.GuiApi, subject: Subject, camera_name: str) -> Panel:
         layers = {name: gui.add_checkbox(name, name == "avatar") for name in LAYERS}
     return Panel(
         sequence, timestep, play, head_pose, mode, camera, screenshot, facts, neutral,
-        {name: expression[name] for name in subject.face.expression_names},
+        {name: expression[name] for name in names},
         centre, turns, shifts, layers,
     )  # fmt: skip

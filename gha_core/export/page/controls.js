@@ -22,7 +22,7 @@ class Sliders {
       const group = this.#group(panel, name);
       for (const index of members) {
         const label = description.expressions[index];
-        this.#row(group, label, 0, 1, 0.01, () => expression[index], (value) => (expression[index] = value), touched);
+        this.#row(group, label, 0, description.farthest[index], 0.01, () => expression[index], (value) => (expression[index] = value), touched);
       }
     }
     const head = this.#group(panel, "Head");

@@ -7,7 +7,9 @@ const CARRIED_CHANNELS = 6; // place and turn
 // Per Gaussian in the texture: (x, y, z, opacity), (xx, xy, xz, yy), (yz, zz, -, -), (r, g, b, -).
 const TEXELS = 4;
 const TEXTURE_WIDTH = 1024;
-const SMALLEST_CHANGE = 0.004; // of a coefficient: less nobody sees
+// What of a channel's change nobody sees while the avatar moves: lengths, radians, logarithms of sizes,
+// logits of opacity, shares of a colour.
+const UNSEEN = [2e-4, 2e-4, 2e-4, 0.02, 0.02, 0.02, 0.02, 0.02, 0.02, 0.03, 2e-3, 2e-3, 2e-3];
 const SMALLEST_SIZE = Math.log(2e-4), LARGEST_SIZE = Math.log(0.2);
 
 class Gaussians {
@@ -16,86 +18,91 @@ class Gaussians {
     this.moving = description.moving; // how many, from the front, any expression moves
     this.expressions = description.expressions.length;
     this.arrays = arrays;
-    this.learned = Float32Array.from(arrays.rest);
+    const { rest, learned, posed, learnedScale, posedScale } = arrays;
+    this.learned = Float32Array.from(rest);
     this.carried = new Float32Array(CARRIED_CHANNELS * this.moving);
-    this.applied = new Float64Array(2 * this.expressions + 6); // coefficients that are in these sums
+    this.byExpression = new Sum(this.learned, this.count, learned, learnedScale, this.moving, this.expressions);
+    this.byPose = new Sum(this.learned, this.count, posed, posedScale, this.count, 6);
+    this.carriers = Array.from({ length: this.expressions }, (_, k) => carriedBy(k, arrays, this.moving));
+    this.applied = new Float32Array(this.expressions); // coefficients that are in `carried`
     const rows = Math.ceil((this.count * TEXELS) / TEXTURE_WIDTH);
     this.texels = new Float32Array(rows * TEXTURE_WIDTH * 4);
   }
 
   // Fills `texels` for coefficients [E] and the head's pose [6]: a rotation vector, an offset.
-  update(expression, pose) {
-    this.#sum(expression, pose);
+  // Exactly, or leaving out what nobody sees in a picture that is soon replaced.
+  update(expression, pose, exactly) {
+    const { low, high } = this.arrays, e = this.expressions;
+    const seen = (value, k) => clamp(value, low[k], high[k]);
+    this.byExpression.bring(expression.map(seen), exactly);
+    this.byPose.bring(pose.map((value, k) => seen(value, e + k)), exactly);
+    this.#carry(expression);
     this.#place(pose);
   }
 
-  #sum(expression, pose) {
-    const { low, high, learned, learnedScale, carried, carriedScale, posed, posedScale } = this.arrays;
-    const e = this.expressions;
-    for (let k = 0; k < e; k++) {
-      const seen = clamp(expression[k], low[k], high[k]);
-      this.#apply(k, seen, this.learned, this.count, learned, this.moving, k, CHANNELS, learnedScale);
-      this.#apply(e + k, expression[k], this.carried, this.moving, carried, this.moving, k, CARRIED_CHANNELS, carriedScale);
-    }
-    for (let k = 0; k < 6; k++) {
-      const seen = clamp(pose[k], low[e + k], high[e + k]);
-      this.#apply(2 * e + k, seen, this.learned, this.count, posed, this.count, k, CHANNELS, posedScale);
-    }
-  }
-
-  // sum[channel][row] += change * scale[k][channel] * bytes[k][channel][row], where the coefficient
-  // has changed so much that anybody could see it.
-  #apply(slot, value, sum, stride, bytes, rows, k, channels, scale) {
-    const change = value - this.applied[slot];
-    if (Math.abs(change) < SMALLEST_CHANGE && (value !== 0 || change === 0)) return;
-    this.applied[slot] = value;
-    for (let channel = 0; channel < channels; channel++) {
-      const factor = change * scale[k * channels + channel];
-      if (factor === 0) continue;
-      const start = (k * channels + channel) * rows;
-      const from = bytes.subarray(start, start + rows);
-      const to = sum.subarray(channel * stride, channel * stride + rows);
-      for (let i = 0; i < rows; i++) to[i] += factor * from[i];
+  #carry(expression) {
+    const { carried, applied } = this;
+    for (let k = 0; k < this.expressions; k++) {
+      const change = expression[k] - applied[k], { rows, shares, scale } = this.carriers[k];
+      if (change === 0) continue;
+      applied[k] = expression[k];
+      const f0 = change * scale[0], f1 = change * scale[1], f2 = change * scale[2];
+      const f3 = change * scale[3], f4 = change * scale[4], f5 = change * scale[5];
+      for (let n = 0, from = 0; n < rows.length; n++, from += CARRIED_CHANNELS) {
+        const to = CARRIED_CHANNELS * rows[n];
+        carried[to] += f0 * shares[from];
+        carried[to + 1] += f1 * shares[from + 1];
+        carried[to + 2] += f2 * shares[from + 2];
+        carried[to + 3] += f3 * shares[from + 3];
+        carried[to + 4] += f4 * shares[from + 4];
+        carried[to + 5] += f5 * shares[from + 5];
+      }
     }
   }
 
   #place(pose) {
     const { count, moving, learned, carried, texels } = this;
     const { means, quaternions, body } = this.arrays;
-    const head = fromRotationVector(pose[0], pose[1], pose[2]);
-    const h = toMatrix(head);
-    const [tx, ty, tz] = [pose[3], pose[4], pose[5]];
+    const [nod, yaw, tilt, tx, ty, tz] = pose;
+    const [hw, hx, hy, hz] = fromRotationVector(nod, yaw, tilt);
+    const [h0, h1, h2, h3, h4, h5, h6, h7, h8] = toMatrix([hw, hx, hy, hz]);
     for (let i = 0; i < count; i++) {
       const stays = body[i];
       let x = means[3 * i], y = means[3 * i + 1], z = means[3 * i + 2];
-      let rx = learned[(TURN + 0) * count + i] - stays * pose[0];
-      let ry = learned[(TURN + 1) * count + i] - stays * pose[1];
-      let rz = learned[(TURN + 2) * count + i] - stays * pose[2];
+      let rx = learned[TURN * count + i] - stays * nod;
+      let ry = learned[(TURN + 1) * count + i] - stays * yaw;
+      let rz = learned[(TURN + 2) * count + i] - stays * tilt;
       if (i < moving) {
-        x += carried[i];
-        y += carried[moving + i];
-        z += carried[2 * moving + i];
-        rx += carried[3 * moving + i];
-        ry += carried[4 * moving + i];
-        rz += carried[5 * moving + i];
+        const from = CARRIED_CHANNELS * i;
+        x += carried[from];
+        y += carried[from + 1];
+        z += carried[from + 2];
+        rx += carried[from + 3];
+        ry += carried[from + 4];
+        rz += carried[from + 5];
       }
       // What belongs to the torso stays where it is while the head moves.
       const dx = x - tx, dy = y - ty, dz = z - tz;
-      x += stays * (h[0] * dx + h[3] * dy + h[6] * dz - x) + learned[i];
-      y += stays * (h[1] * dx + h[4] * dy + h[7] * dz - y) + learned[count + i];
-      z += stays * (h[2] * dx + h[5] * dy + h[8] * dz - z) + learned[2 * count + i];
+      x += stays * (h0 * dx + h3 * dy + h6 * dz - x) + learned[i];
+      y += stays * (h1 * dx + h4 * dy + h7 * dz - y) + learned[count + i];
+      z += stays * (h2 * dx + h5 * dy + h8 * dz - z) + learned[2 * count + i];
 
       const at = 4 * TEXELS * i;
-      texels[at] = h[0] * x + h[1] * y + h[2] * z + tx;
-      texels[at + 1] = h[3] * x + h[4] * y + h[5] * z + ty;
-      texels[at + 2] = h[6] * x + h[7] * y + h[8] * z + tz;
+      texels[at] = h0 * x + h1 * y + h2 * z + tx;
+      texels[at + 1] = h3 * x + h4 * y + h5 * z + ty;
+      texels[at + 2] = h6 * x + h7 * y + h8 * z + tz;
       texels[at + 3] = 1 / (1 + Math.exp(-learned[OPACITY * count + i]));
 
-      // Rotation of the Gaussian: at rest, then its turn, then the head.
-      const [a, b, c, d] = fromRotationVector(rx, ry, rz);
-      const [e, f, g, k] = product(
-        head, product([a, b, c, d], quaternions.subarray(4 * i, 4 * i + 4)),
-      );
+      // Rotation of the Gaussian: at rest, then its turn, then the head. Products of quaternions are
+      // written out: arrays would take longer than all else.
+      const angle = Math.sqrt(rx * rx + ry * ry + rz * rz);
+      const sine = angle > 1e-9 ? Math.sin(0.5 * angle) / angle : 0.5;
+      const aw = Math.cos(0.5 * angle), ax = sine * rx, ay = sine * ry, az = sine * rz;
+      const bw = quaternions[4 * i], bx = quaternions[4 * i + 1], by = quaternions[4 * i + 2], bz = quaternions[4 * i + 3];
+      const cw = aw * bw - ax * bx - ay * by - az * bz, cx = aw * bx + ax * bw + ay * bz - az * by;
+      const cy = aw * by - ax * bz + ay * bw + az * bx, cz = aw * bz + ax * by - ay * bx + az * bw;
+      const e = hw * cw - hx * cx - hy * cy - hz * cz, f = hw * cx + hx * cw + hy * cz - hz * cy;
+      const g = hw * cy - hx * cz + hy * cw + hz * cx, k = hw * cz + hx * cy - hy * cx + hz * cw;
       const sx = size(learned[SIZE * count + i]);
       const sy = size(learned[(SIZE + 1) * count + i]);
       const sz = size(learned[(SIZE + 2) * count + i]);
@@ -115,6 +122,47 @@ class Gaussians {
   }
 }
 
+// What some coefficients do to all channels: sum[channel][row] += coefficient[k] * scale[k][channel] *
+// bytes[k][channel][row], kept up to date by differences.
+class Sum {
+  constructor(sum, stride, bytes, scale, rows, coefficients) {
+    Object.assign(this, { sum, stride, bytes, scale, rows, coefficients });
+    this.applied = new Float32Array(coefficients * CHANNELS); // what is in each channel
+  }
+
+  bring(values, exactly) {
+    const { applied, scale, rows, bytes, stride } = this;
+    for (let channel = 0; channel < CHANNELS; channel++) {
+      const to = this.sum.subarray(channel * stride, channel * stride + rows), factors = [], changes = [];
+      for (let k = 0; k < this.coefficients; k++) {
+        const at = k * CHANNELS + channel, factor = (values[k] - applied[at]) * scale[at];
+        if (factor === 0 || (!exactly && 127 * Math.abs(factor) < UNSEEN[channel])) continue;
+        applied[at] = values[k];
+        factors.push(factor);
+        changes.push(bytes.subarray(at * rows, (at + 1) * rows));
+      }
+      // Four at a time: half the work is to fetch the sum and to put it back.
+      for (let n = 0; n < factors.length; n += 4) {
+        const [a, b, c, d] = Array.from({ length: 4 }, (_, more) => changes[n + more] ?? changes[n]);
+        const [fa, fb, fc, fd] = Array.from({ length: 4 }, (_, more) => factors[n + more] ?? 0);
+        for (let i = 0; i < rows; i++) to[i] += fa * a[i] + fb * b[i] + fc * c[i] + fd * d[i];
+      }
+    }
+  }
+}
+
+// What the face model does to Gaussians by a coefficient: it moves few.
+function carriedBy(k, { carried, carriedScale }, moving) {
+  const channels = Array.from({ length: CARRIED_CHANNELS }, (_, channel) => {
+    const start = (k * CARRIED_CHANNELS + channel) * moving;
+    return carried.subarray(start, start + moving);
+  });
+  const rows = Uint32Array.from({ length: moving }, (_, row) => row).filter((row) => channels.some((shares) => shares[row]));
+  const shares = new Int8Array(CARRIED_CHANNELS * rows.length);
+  rows.forEach((row, n) => channels.forEach((one, channel) => (shares[n * CARRIED_CHANNELS + channel] = one[row])));
+  return { rows, shares, scale: carriedScale.subarray(k * CARRIED_CHANNELS, (k + 1) * CARRIED_CHANNELS) };
+}
+
 function size(logarithm) {
   return Math.exp(clamp(logarithm, SMALLEST_SIZE, LARGEST_SIZE));
 }
@@ -125,18 +173,9 @@ function clamp(value, low, high) {
 
 // Quaternions are w, x, y, z.
 function fromRotationVector(x, y, z) {
-  const angle = Math.hypot(x, y, z);
+  const angle = Math.sqrt(x * x + y * y + z * z);
   const sine = angle > 1e-9 ? Math.sin(angle / 2) / angle : 0.5;
   return [Math.cos(angle / 2), sine * x, sine * y, sine * z];
-}
-
-function product([aw, ax, ay, az], [bw, bx, by, bz]) {
-  return [
-    aw * bw - ax * bx - ay * by - az * bz,
-    aw * bx + ax * bw + ay * bz - az * by,
-    aw * by - ax * bz + ay * bw + az * bx,
-    aw * bz + ax * by - ay * bx + az * bw,
-  ];
 }
 
 function toMatrix([w, x, y, z]) {

@@ -16,7 +16,10 @@ async function main() {
   const renderer = card ? new WebGLRenderer(canvas, gaussians) : new CPURenderer(canvas, gaussians);
   const expression = new Float32Array(gaussians.expressions), pose = new Float32Array(6);
 
-  let moved = true, dirty = true, refreshed = 0, background = BACKGROUNDS.dark;
+  // The coefficients moved; the camera did; Gaussians are ready to be drawn; they are not exact; the
+  // screen can show another picture.
+  let moved = true, dirty = true, ready = false, rough = false, due = false;
+  let refreshed = 0, background = BACKGROUNDS.dark;
   const redraw = () => (dirty = true);
   const changed = () => (moved = true);
   const orbit = new Orbit(canvas, description.camera, redraw);
@@ -49,23 +52,36 @@ async function main() {
   }).observe(canvas);
 
   const meter = new Meter(find("speed"));
-  const shown = () => meter.count(performance.now());
   function frame(now) {
     requestAnimationFrame(frame);
-    if (renderer.busy) return;
-    player.advance(now);
-    document.body.dataset.state = moved || dirty ? "drawing" : "resting";
-    if (moved) {
-      gaussians.update(expression, pose);
-      renderer.upload();
-    }
+    due = true;
+    advance(now);
     // Drawing 55 sliders takes as long as drawing the avatar.
     if (now - refreshed > 250) {
       sliders.refresh();
       refreshed = now;
     }
-    if (moved || dirty) renderer.draw(orbit.view(), background, shown);
-    moved = dirty = false;
+  }
+  // While a picture is drawn, the next one's Gaussians are got ready.
+  function advance(now) {
+    player.advance(now);
+    if ((moved && !ready) || (rough && !moved && !renderer.busy)) {
+      rough = moved;
+      gaussians.update(expression, pose, !rough);
+      ready = true;
+      moved = false;
+    }
+    if (!due || renderer.busy) return;
+    const asked = ready || dirty;
+    document.body.dataset.state = asked ? "drawing" : "resting";
+    if (ready) renderer.upload();
+    ready = dirty = due = false; // before `draw`, which may call `shown` at once
+    if (asked) renderer.draw(orbit.view(), background, shown);
+  }
+  function shown() {
+    const now = performance.now();
+    meter.count(now);
+    advance(now);
   }
   requestAnimationFrame(frame);
 }
@@ -80,6 +96,7 @@ class Meter {
 
   count(now) {
     document.body.dataset.pictures = ++this.pictures;
+    if (now - this.times.at(-1) > 500) this.times = []; // it rested
     this.times.push(now);
     if (this.times.length > 20) this.times.shift();
     const span = now - this.times[0];
