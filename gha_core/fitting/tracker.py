@@ -3,7 +3,7 @@
 1. A pose per timestep from perspective-n-point (:mod:`gha_core.fitting.initial_pose`).
 2. On training timesteps only: identity, scale, poses and expressions together. Expressions carry a
    sparsity prior, so that what never moves is taken for identity. With photos and mattes of
-   several cameras the shape then follows its outlines (:mod:`gha_core.fitting.outlines`).
+   several cameras the shape then follows its outlines and ears (:mod:`gha_core.fitting.outlines`).
 3. With identity and scale fixed: poses and expressions of each sequence, smooth in time. Training
    timesteps do not see test timesteps; those are then fitted with their neighbours' help.
 4. With photos: poses and expressions at which the skin looks the same in all timesteps
