@@ -18,6 +18,7 @@ from gha_core.artifacts.stage_folder import read_json
 from gha_core.artifacts.tables import read_rows, read_table, write_table
 from gha_core.cameras import Camera
 from gha_core.errors import StageError
+from gha_core.linear_light import to_light, to_srgb
 from gha_core.matting import PlateMatting, Refinement
 from gha_core.matting.guided_filter import guided_filter
 from gha_core.matting.plate import difference
@@ -71,8 +72,8 @@ def scene(noise: float = 1.5, gain: float = 1.0, shadow: float = 0.0, **person: 
     back = wall() * gain
     x = np.arange(SIDE)[None, :, None]
     back = back * (1 - shadow * np.exp(-(((x - 100) / 12.0) ** 2)))
-    mixed = alpha[..., None] * colours + (1 - alpha[..., None]) * back
-    return photo(mixed, noise, 1), photo(wall(), noise, 2), alpha
+    light = alpha[..., None] * to_light(colours) + (1 - alpha[..., None]) * to_light(back)
+    return photo(to_srgb(light), noise, 1), photo(wall(), noise, 2), alpha
 
 
 @pytest.mark.parametrize(

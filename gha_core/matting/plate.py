@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gha_core.artifacts.images import Image
-from gha_core.matting.refinement import Refinement, refine, to_floats
+from gha_core.matting.refinement import Background, Refinement, refine, to_floats
 from gha_core.matting.trimap import band_radius, clean_mask, make_trimap
 
 Floats = NDArray[np.float32]
@@ -35,7 +35,7 @@ class Difference:
         noise: [3] standard deviation on the background, 0..1 of the range.
         distance: [H, W] squared distance from the plate in units of the noise, shadows forgiven.
         smooth_distance: [H, W] its mean over 3 x 3 pixels.
-        background: [H, W, 3] the plate at the frame's exposure, 0..1.
+        background: [H, W, 3] the plate at the frame's exposure and in its shadows, 0..1.
     """
 
     gain: Floats
@@ -72,8 +72,9 @@ class PlateMatting:
         trimap = make_trimap(mask, doubtful, 2 * radius, radius, 5 * radius)
         # Where the person has the colour of the wall, the outline is the only opinion left.
         rough = cv2.blur(mask.astype(np.float32), (3, 3)).astype(np.float32)
-        trust = np.full(mask.shape, 0.03, np.float32)
-        return refine(frame, trimap, rough, trust, self._refinement, found.background)
+        trust = np.full(mask.shape, 0.01, np.float32)
+        behind = Background(found.background, found.noise)
+        return refine(frame, trimap, rough, trust, self._refinement, behind)
 
 
 def difference(frame: Floats, plate: Floats, shadow: float = 0.2) -> Difference:
@@ -91,7 +92,16 @@ def difference(frame: Floats, plate: Floats, shadow: float = 0.2) -> Difference:
     factor = np.clip(fb / np.maximum(bb, 1e-6), 1 - shadow, 1)
     distance = np.maximum(ff - 2 * factor * fb + factor**2 * bb, 0).astype(np.float32)
     smooth = cv2.blur(distance, (3, 3)).astype(np.float32)
+    background *= _shade(factor, distance < _ALIKE)[..., None]
     return Difference(gain, noise, distance, smooth, background)
+
+
+def _shade(factor: Floats, seen: NDArray[np.bool_]) -> Floats:
+    """[H, W] how dark the background is, also where it is not ``seen``: shadows are soft."""
+    size = 8 * band_radius(*seen.shape) + 1
+    weight = seen.astype(np.float32)
+    total = cv2.blur(weight * (1 - factor), (size, size)) / (cv2.blur(weight, (size, size)) + 0.02)
+    return (1 - total).astype(np.float32)
 
 
 def _pairs(frame: Floats, background: Floats) -> list[tuple[Floats, Floats]]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+from dataclasses import dataclass
 from typing import Literal
 
 import cv2
@@ -9,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gha_core.artifacts.images import Image
+from gha_core.linear_light import light_per_level, to_light
 from gha_core.matting.guided_filter import guided_filter
 from gha_core.matting.trimap import BACKGROUND, FOREGROUND, UNKNOWN, band_radius
 
@@ -17,10 +20,27 @@ Refinement = Literal["guided", "closed_form"]
 
 _EPSILON = 1e-4  # (1 % of the range)²: what the guided filter takes for noise
 # Distance of the two colours, 0..1 per channel, at which the line between them is half believed.
-_KNOWN_CONTRAST, _GUESSED_CONTRAST = 0.06, 0.2
-_OWN_COLOUR = 0.08  # a pixel further than this from all lines is a foreground colour of its own
+_GUESSED_CONTRAST = 0.2
+# How much the foreground differs from what is nearby, as fractions of its light: a strand may be in
+# the shadow of another, its hue is nearly the same.
+_BRIGHTNESS, _HUE = 0.2, 0.1
+_COMPRESSION = 1.0 / 255  # what it adds to the noise at outlines
+_CLEAR = 0.025  # standard deviation of alpha at which what a pixel says is half believed
 _CLOSED_FORM_BELIEF = 1.0  # weight of one pixel's evidence against the matting Laplacian
 _NOISE = 0.02  # how far, 0..1, a pixel may be from the line without speaking against it
+
+
+@dataclass(frozen=True)
+class Background:
+    """What is behind the person.
+
+    Attributes:
+        colours: [H, W, 3] sRGB 0..1.
+        noise: [3] standard deviation of a frame's difference from it, 0..1.
+    """
+
+    colours: Floats
+    noise: Floats
 
 
 def to_floats(image: Image) -> Floats:
@@ -34,7 +54,7 @@ def refine(
     rough: Floats,
     trust: Floats,
     method: Refinement = "guided",
-    background: Floats | None = None,
+    background: Background | None = None,
 ) -> Floats:
     """[H, W] alpha 0..1: exactly 0 and 1 where the trimap is sure.
 
@@ -49,8 +69,7 @@ def refine(
         trust: [H, W] its weight against colour, 0..1.
         method: "closed_form" reconciles by Levin's matting Laplacian instead; its cost grows much
             faster than the image.
-        background: [H, W, 3] sRGB 0..1 where it is known; otherwise it is guessed from the
-            surroundings.
+        background: if it is known; otherwise it is guessed from the surroundings.
     """
     unknown = trimap == UNKNOWN
     if not unknown.any():
@@ -66,7 +85,7 @@ def refine(
 
 
 def _evidence(
-    image: Floats, trimap: NDArray[np.uint8], rough: Floats, trust: Floats, known: Floats | None
+    image: Floats, trimap: NDArray[np.uint8], rough: Floats, trust: Floats, known: Background | None
 ) -> tuple[Floats, Floats]:
     """[H, W] what each pixel by itself says about alpha, and [H, W] how far to believe it."""
     radius = band_radius(*trimap.shape)
@@ -74,14 +93,11 @@ def _evidence(
     pixels = image[unknown]
     foregrounds = _surroundings(image, trimap == FOREGROUND, unknown, radius)
     if known is not None:
-        background, doubt = known[unknown], _KNOWN_CONTRAST
-        # No mixture explains it and the background is known: it has a colour of its own.
-        foregrounds.append(pixels)
+        behind = known.colours[unknown]
+        colour, certainty = _mixed_light(pixels, foregrounds, behind, known.noise)
     else:
-        # A guessed background is worth less than a photographed one.
-        background = _surroundings(image, trimap == BACKGROUND, unknown, radius)[-1]
-        doubt = _GUESSED_CONTRAST
-    colour, certainty = _along_colour_line(pixels, foregrounds, background, doubt)
+        behind = _surroundings(image, trimap == BACKGROUND, unknown, radius)[-1]
+        colour, certainty = _along_colour_line(pixels, foregrounds, behind)
     trust = trust[unknown]
     certainty = certainty * (1 - trust) + 1e-4
     share = certainty / (certainty + trust)
@@ -92,14 +108,56 @@ def _evidence(
     return value, weights
 
 
-def _along_colour_line(
-    pixels: Floats, foregrounds: list[Floats], background: Floats, doubt: float
+def _mixed_light(
+    pixels: Floats, foregrounds: list[Floats], background: Floats, noise: Floats
 ) -> tuple[Floats, Floats]:
-    """Alpha [N] of pixels [N, 3] between a background [N, 3] and several candidates for the
+    """Alpha [N] of pixels [N, 3] before a known background [N, 3] with several candidates for the
+    foreground (each [N, 3], all sRGB 0..1), and how certain [N] it is.
+
+    Light adds up. With F ~ N(f, C), the mixture is normal, too: I ~ N(a f + (1-a) B, S) with
+    S = a² C + noise². C is wide along f (brightness) and narrow across (hue), in units of the noise
+    C = b² f fᵀ + h² |f|² / 3, so that S is inverted by hand. Maximum likelihood makes
+    a = (I-B) S⁻¹ (f-B) / (f-B) S⁻¹ (f-B), whose denominator is 1 / variance of a; S depends on a,
+    hence two rounds. The candidates count by their likelihoods.
+    """
+    # The noise is the sensor's, in sRGB; brighter is steeper.
+    noise = np.hypot(noise, _COMPRESSION)
+    scale = 1 / (noise * light_per_level(np.maximum(pixels, background)))
+    behind = scale * to_light(background)
+    away = scale * to_light(pixels) - behind
+    found = []
+    for foreground in foregrounds:
+        front = scale * to_light(foreground)
+        across = front - behind
+        ff, fa, fy, aa, ay, yy = (
+            np.einsum("nc,nc->n", x, y)
+            for x, y in itertools.combinations_with_replacement((front, across, away), 2)
+        )
+        alpha = np.full(len(pixels), 0.5, np.float32)
+        for _ in range(2):
+            narrow = 1 / (1 + alpha**2 * _HUE**2 / 3 * ff)
+            wide = (alpha * _BRIGHTNESS) ** 2 * narrow
+            along = narrow * wide / (1 + wide * ff)  # S⁻¹ = narrow - along * f fᵀ
+            information = narrow * aa - along * fa**2
+            alpha = np.clip((narrow * ay - along * fa * fy) / np.maximum(information, 1e-6), 0, 1)
+        misfit = narrow * (yy - 2 * alpha * ay + alpha**2 * aa) - along * (fy - alpha * fa) ** 2
+        surprise = misfit - 3 * np.log(narrow) + np.log1p(wide * ff)
+        found.append((alpha, information, surprise))
+    alphas, informations, surprises = (np.stack(parts) for parts in zip(*found, strict=True))
+    share = np.exp(-0.5 * (surprises - surprises.min(0)))
+    share /= share.sum(0)
+    certainty = informations / (informations + 1 / _CLEAR**2)
+    return (share * alphas).sum(0), (share * certainty).sum(0)
+
+
+def _along_colour_line(
+    pixels: Floats, foregrounds: list[Floats], background: Floats
+) -> tuple[Floats, Floats]:
+    """Alpha [N] of pixels [N, 3] between a guessed background [N, 3] and several candidates for the
     foreground (each [N, 3]), and how certain [N] it is.
 
     Each candidate counts by how well its mixture explains the pixel: skin beside dark hair must not
-    be explained by the mean of both. The pixel itself, if it is a candidate, is the last resort.
+    be explained by the mean of both.
     """
     away = pixels - background
     total, alpha, certainty = (np.full(len(pixels), 1e-12, np.float32) for _ in range(3))
@@ -110,12 +168,10 @@ def _along_colour_line(
         mixed = np.clip(along, 0, 1)
         rest = away - mixed[:, None] * across
         misfit = np.einsum("nc,nc->n", rest, rest) + _NOISE**2
-        if foreground is pixels:
-            misfit += _OWN_COLOUR**2
         weight = (contrast + 1e-4) / misfit**2
         total += weight
         alpha += weight * mixed
-        certainty += weight * contrast / (contrast + doubt**2)
+        certainty += weight * contrast / (contrast + _GUESSED_CONTRAST**2)
     return alpha / total, certainty / total
 
 
