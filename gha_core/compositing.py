@@ -22,7 +22,10 @@ Floats = NDArray[np.float32]
 
 
 def over_white(image: Image, alpha: Image, plate: Image | None = None) -> Image:
-    """[H, W, 3] uint8: the foreground of ``image`` over white, as if it had been photographed so.
+    """[H, W, 3] uint8: the foreground of ``image`` over white.
+
+    Its colour in half-covered pixels is what their light says. It is then mixed with white in sRGB,
+    as splatting and browsers mix: what learns from this looks right before any background.
 
     Args:
         image: [H, W, 3] uint8 sRGB.
@@ -36,10 +39,10 @@ def over_white(image: Image, alpha: Image, plate: Image | None = None) -> Image:
     share = alpha[edge][:, None].astype(np.float32) / np.float32(255)
     if plate is None:
         whole = alpha[..., None].astype(np.float32) / np.float32(255)
-        light = share * _foreground(_LEVELS[image], whole)[edge]
+        light = _foreground(_LEVELS[image], whole)[edge]
     else:
-        light = _LEVELS[image[edge]] - (1 - share) * _LEVELS[plate[edge]]
-    result[edge] = np.rint(255 * to_srgb(np.clip(light, 0, share) + 1 - share))
+        light = (_LEVELS[image[edge]] - (1 - share) * _LEVELS[plate[edge]]) / share
+    result[edge] = np.rint(255 * (share * to_srgb(np.clip(light, 0, 1)) + 1 - share))
     return result
 
 

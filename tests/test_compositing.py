@@ -18,16 +18,22 @@ def photo(alpha: np.ndarray, foreground: np.ndarray, background: np.ndarray) -> 
     return np.rint(255 * to_srgb(share * front + (1 - share) * behind)).astype(np.uint8)
 
 
+def splatted(alpha: np.ndarray, foreground: np.ndarray) -> np.ndarray:
+    """What splatting draws over white."""
+    share = alpha[..., None] / 255
+    return np.rint(share * foreground + (1 - share) * 255).astype(np.uint8)
+
+
 @pytest.mark.parametrize("known", [True, False], ids=["plate", "estimated"])
 def test_an_edge_keeps_none_of_the_wall(known: bool) -> None:
     alpha = np.zeros((20, 60), np.uint8)
     alpha[:, 20:40], alpha[:, 40:] = np.linspace(0, 255, 20), 255
     seen = photo(alpha, HAIR, WALL)
     plate = np.broadcast_to(WALL, seen.shape).astype(np.uint8) if known else None
-    expected = photo(alpha, HAIR, np.full(3, 255))
+    expected = splatted(alpha, HAIR)
     error = np.abs(over_white(seen, alpha, plate).astype(int) - expected)
     assert error[:, 22:].max() <= (2 if known else 12)
-    weighted = photo(alpha, seen, np.full(3, 255))
+    weighted = splatted(alpha, seen)
     assert np.abs(weighted.astype(int) - expected).max() > 20  # what this is not
 
 
@@ -50,4 +56,4 @@ def test_the_wall_leaves_no_trace_in_a_strand_of_hair() -> None:
         for wall in walls
     ]
     for each in seen[1:]:
-        assert np.abs(each.astype(int) - seen[0])[:, 25:].max() <= 2
+        assert np.abs(each.astype(int) - seen[0])[:, 25:].max() <= 3

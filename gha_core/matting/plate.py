@@ -89,7 +89,7 @@ def difference(frame: Floats, plate: Floats, shadow: float = 0.2) -> Difference:
     # take the best factor k in the range that is allowed.
     weights = (1 / noise**2).astype(np.float32)
     ff, fb, bb = ((a * b) @ weights for a, b in _pairs(frame, background))
-    factor = np.clip(fb / np.maximum(bb, 1e-6), 1 - shadow, 1)
+    factor = np.clip(fb / np.maximum(bb, 1e-6), 1 - shadow, 1).astype(np.float32)
     distance = np.maximum(ff - 2 * factor * fb + factor**2 * bb, 0).astype(np.float32)
     smooth = cv2.blur(distance, (3, 3)).astype(np.float32)
     background *= _shade(factor, distance < _ALIKE)[..., None]
