@@ -92,7 +92,7 @@ def difference(frame: Floats, plate: Floats, shadow: float = 0.2) -> Difference:
     factor = np.clip(fb / np.maximum(bb, 1e-6), 1 - shadow, 1).astype(np.float32)
     distance = np.maximum(ff - 2 * factor * fb + factor**2 * bb, 0).astype(np.float32)
     smooth = cv2.blur(distance, (3, 3)).astype(np.float32)
-    background *= _shade(factor, distance < _ALIKE)[..., None]
+    background *= _shade(factor.astype(np.float32), distance < _ALIKE)[..., None]
     return Difference(gain, noise, distance, smooth, background)
 
 
