@@ -32,9 +32,9 @@ def test_an_edge_keeps_none_of_the_wall(known: bool) -> None:
     plate = np.broadcast_to(WALL, seen.shape).astype(np.uint8) if known else None
     expected = splatted(alpha, HAIR)
     error = np.abs(over_white(seen, alpha, plate).astype(int) - expected)
-    assert error[:, 22:].max() <= (2 if known else 12)
+    assert error[:, 22:].max() <= (3 if known else 24)
     weighted = splatted(alpha, seen)
-    assert np.abs(weighted.astype(int) - expected).max() > 20  # what this is not
+    assert np.abs(weighted.astype(int) - expected).max() > 40  # what this is not
 
 
 def test_it_is_the_photo_inside_and_white_outside_whatever_the_noise() -> None:
@@ -56,4 +56,4 @@ def test_the_wall_leaves_no_trace_in_a_strand_of_hair() -> None:
         for wall in walls
     ]
     for each in seen[1:]:
-        assert np.abs(each.astype(int) - seen[0])[:, 25:].max() <= 3
+        assert np.abs(each.astype(int) - seen[0])[:, 60:].max() <= 3
