@@ -79,7 +79,7 @@ class LossWeights(StageParams):
 class Params(StageParams):
     """How the avatar is built and trained."""
 
-    steps: int = Field(4500, ge=1, description="training steps; paper: 600000")
+    steps: int = Field(3600, ge=1, description="training steps; paper: 600000")
     views: int = Field(
         2,
         ge=1,
