@@ -2,8 +2,8 @@
 // Gaussian splatting without a graphics card: from near to far, each pixel until it is opaque. Of
 // n workers each draws every n-th row, so that all have the same work.
 
-const LEFT = 0.03; // a pixel through which less of what lies behind can be seen is finished
-const FAINT = 0.01; // a Gaussian is drawn as far as it covers so much of a pixel
+const LEFT = 0.05; // a pixel through which less of what lies behind can be seen is finished
+const FAINT = 0.015; // a Gaussian is drawn as far as it covers so much of a pixel
 const SPAN = 3; // unfinished pixels are counted in pieces of rows, 2 ** SPAN wide
 // exp(-q / 2) for q = 0 .. 12 in steps of 1 / PER_UNIT.
 const PER_UNIT = 256;
