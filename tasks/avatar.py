@@ -51,16 +51,16 @@ class LearningRates(StageParams):
     """Adam's learning rates at the first step."""
 
     positions: float = Field(2e-3, ge=0, description="head lengths")
-    scales: float = Field(5e-3, ge=0, description="of log-scales")
-    rotations: float = Field(2e-3, ge=0, description="of quaternions")
+    scales: float = Field(0.015, ge=0, description="of log-scales")
+    rotations: float = Field(0.015, ge=0, description="of quaternions")
     opacities: float = Field(2e-2, ge=0, description="of logits")
-    colours: float = Field(5e-3, ge=0, description="of each Gaussian's own channels")
-    features: float = Field(5e-3, ge=0, description="of what the networks read")
+    colours: float = Field(0.015, ge=0, description="of each Gaussian's own channels")
+    features: float = Field(0.015, ge=0, description="of what the networks read")
     body: float = Field(2e-2, ge=0, description="of logits: does a Gaussian go with the torso")
     harmonics: float = Field(2e-3, ge=0, description="of how colours change with the view")
     networks: float = Field(2e-3, ge=0, description="the six dynamic networks")
     super_resolution: float = Field(2e-3, ge=0, description="the super-resolution network")
-    pose_correction: float = Field(5e-4, ge=0, description="rad, head lengths; paper: 1e-5")
+    pose_correction: float = Field(5e-5, ge=0, description="rad, head lengths; paper: 1e-5")
     expression_correction: float = Field(
         0.0, ge=0, description="of each training frame's expression coefficients; 0 = none"
     )
@@ -132,7 +132,7 @@ class Params(StageParams):
         ge=32,
         description="side of the part of each picture that a step draws at full size, px",
     )
-    final_rate: float = Field(0.04, gt=0, le=1, description="learning rates fall to this share")
+    final_rate: float = Field(0.1, gt=0, le=1, description="learning rates fall to this share")
     rates: LearningRates = Field(LearningRates(), description="learning rates")
     weights: LossWeights = Field(LossWeights(), description="weights of the losses")
     checkpoint_seconds: float = Field(20.0, ge=0, description="time between checkpoints, s")

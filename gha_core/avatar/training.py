@@ -47,16 +47,16 @@ class Rates:
     """Learning rates of Adam at the first step."""
 
     positions: float = 2e-3
-    scales: float = 5e-3
-    rotations: float = 2e-3
+    scales: float = 1.5e-2
+    rotations: float = 1.5e-2
     opacities: float = 2e-2
-    colours: float = 5e-3
-    features: float = 5e-3
+    colours: float = 1.5e-2
+    features: float = 1.5e-2
     body: float = 2e-2
     harmonics: float = 2e-3
     networks: float = 2e-3
     super_resolution: float = 2e-3
-    pose_correction: float = 1e-5
+    pose_correction: float = 5e-5
     expression_correction: float = 0.0
 
 
