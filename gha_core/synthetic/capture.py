@@ -228,7 +228,7 @@ def _write_videos(
 def expose(colour: Floats, settings: Settings, rng: np.random.Generator) -> Image:
     """Linear RGB [H, W, 3] to noisy sRGB bytes."""
     level = np.clip(colour, 0, 1) * (len(_SRGB) - 1)
-    levels = _SRGB[(level + 0.5).astype(np.int32)]
+    levels = _SRGB.take((level + 0.5).astype(np.int32))
     noisy = levels + rng.standard_normal(levels.shape, np.float32) * np.float32(settings.noise)
     return np.clip(noisy + 0.5, 0, 255).astype(np.uint8)
 
