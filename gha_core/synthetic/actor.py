@@ -198,9 +198,9 @@ class Actor:
         width = self.hair.width * np.float32(pose.scale)
 
         # every sixth strand, widened, stands for the hair in the shadow maps
-        few = (_channels_first(values[::6]) for values in (strands, tangent, out))
-        thick = ribbons(*few, width[::6] * 5)
-        thick_faces = ribbon_faces(len(strands[::6])).reshape(-1, 3)
+        few, along, facing = (_channels_first(values[::6]) for values in (strands, tangent, out))
+        thick = ribbons(few, along, facing, width[::6] * 5)
+        thick_faces = ribbon_faces(few.shape[1]).reshape(-1, 3)
         blockers = np.concatenate([world, rest.to_world(self.shirt.vertices), thick]).astype(float)
         start = len(self.mean)
         blocker_faces = np.concatenate(

@@ -224,7 +224,7 @@ def _paint_lips(skin: Floats, person: Person, rng: np.random.Generator) -> Float
     outline = [_place(1, x, upper, depth), _place(1, x, lower, depth)[::-1]]
     outline += [_place(-1, x, lower, depth), _place(-1, x, upper, depth)[::-1]]
     cv2.fillPoly(layer, [np.concatenate(outline)], 1.0, cv2.LINE_AA, 4)
-    cover = cv2.GaussianBlur(layer, (0, 0), 2.2)
+    cover = np.asarray(cv2.GaussianBlur(layer, (0, 0), 2.2), np.float32)
     inner = cv2.GaussianBlur(layer, (0, 0), 14.0)
     drawn = rng.normal(size=(1, WIDTH)).astype(np.float32)
     drawn = np.asarray(cv2.GaussianBlur(drawn, (0, 0), 2.0), np.float32)
