@@ -5,6 +5,8 @@ from __future__ import annotations
 
 import hashlib
 import json
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -83,7 +85,10 @@ def test_same_seed_same_bytes_and_another_seed_another_person(
     tiny: tuple[Path, Truth], tmp_path: Path
 ) -> None:
     one = replace(TINY, timesteps=(1, 1, 1), cameras=2)
-    first, second = film(tmp_path / "a", one, workers=1), film(tmp_path / "b", one, workers=2)
+    first, second = film(tmp_path / "a", one), tmp_path / "b" / one.subject
+    options = ["--seed", one.seed, "--cameras", 2, "--timesteps", 1, 1, 1, "--width", one.width]
+    command = [sys.executable, "-m", "gha_core.synthetic", second.parent, "--workers", 2, *options]
+    subprocess.run([str(part) for part in command], check=True)
     other = film(tmp_path / "c", replace(one, seed=3))
     assert digests(first.parent) == digests(second.parent)
     people = [load_truth(path.parent / "truth") for path in (first, other)]

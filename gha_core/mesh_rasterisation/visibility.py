@@ -89,6 +89,7 @@ def to_screen(vertices: Tensor, K: Matrix, w2c: Matrix) -> Tensor:
     Points in the camera plane give infinities; mask them by their depth.
     """
     K, w2c = torch.as_tensor(K).to(vertices), torch.as_tensor(w2c).to(vertices)
-    local = vertices @ w2c[:3, :3].T + w2c[:3, 3]
-    depth = local[..., 2:]
-    return torch.cat([(local / depth @ K.T)[..., :2], depth], -1)
+    # Coordinates first: products with long rows are the fast ones.
+    local = w2c[:3, :3] @ vertices.mT + w2c[:3, 3:]
+    depth = local[..., 2:, :]
+    return torch.cat([K[:2] @ (local / depth), depth], -2).mT

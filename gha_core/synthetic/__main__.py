@@ -3,13 +3,20 @@
 from __future__ import annotations
 
 import argparse
+import multiprocessing
 import os
 import sys
+from collections.abc import Callable, Iterator
+from concurrent.futures import ProcessPoolExecutor
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 # Timesteps are the parallel unit; more threads inside of each would only get in each other's way.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+import cv2
 
 from gha_core.errors import GhaError
 from gha_core.memory import keep_freed_memory
@@ -32,6 +39,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--workers", type=int, help="processes; one per processor by default")
     given = parser.parse_args(arguments)
     keep_freed_memory()
+    cv2.setNumThreads(1)
     names = ("seed", "subject", "cameras", "timesteps", "width", "fps", "noise")
     changes = {name: getattr(given, name) for name in names if getattr(given, name) is not None}
     if "timesteps" in changes:
@@ -40,12 +48,25 @@ def main(arguments: list[str] | None = None) -> int:
         changes["height"] = round(changes["width"] * 4 / 3 / 2) * 2
     try:
         workers = given.workers or len(os.sched_getaffinity(0))
-        capture = film(given.out, replace(SIZES[given.size], **changes), workers)
+        with _crew(workers) as crew:
+            capture = film(given.out, replace(SIZES[given.size], **changes), crew)
     except GhaError as error:
         print(error, file=sys.stderr)
         return 1
     print(capture)
     return 0
+
+
+@contextmanager
+def _crew(workers: int) -> Iterator[Callable[..., Any]]:
+    """A ``map`` that so many processes share, forked when it is called: this process has no other
+    threads that a fork would lose. (Threads would wait for each other: much of a picture is made
+    by NumPy while it holds Python's lock.)"""
+    if workers == 1:
+        yield map
+        return
+    with ProcessPoolExecutor(workers, multiprocessing.get_context("fork")) as pool:
+        yield pool.map
 
 
 if __name__ == "__main__":

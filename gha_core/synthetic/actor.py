@@ -36,16 +36,20 @@ class Stage:
     Attributes:
         model_vertices: [V, 3] the face model's own vertices, float64.
         vertices, faces, kinds: smooth surfaces [n, 3], [m, 3] and the shader of each face [m].
+        face_corner, face_normal: [3, m] a corner of each face and its normal (of any length).
         attributes: [n, A] of the vertices, in the columns named above.
-        strands, strand_out, strand_tangent, strand_width, strand_colour, strand_light, strand_key:
-            the hair, its directions away from the head and along itself, its light and how much
-            of the key light it sees.
+        strands, strand_out, strand_tangent, strand_colour, strand_light [3, S, P], strand_width,
+            strand_key [S, P]: the hair, its directions away from the head and along itself, its
+            light and how much of the key light it sees.
+        strand_faces: of its ribbons, see :func:`ribbon_faces`.
     """
 
     model_vertices: Floats
     vertices: Floats
     faces: Ints
     kinds: Ints
+    face_corner: Floats
+    face_normal: Floats
     attributes: Floats
     strands: Floats
     strand_out: Floats
@@ -54,6 +58,7 @@ class Stage:
     strand_colour: Floats
     strand_light: Floats
     strand_key: Floats
+    strand_faces: Ints
 
 
 class Actor:
@@ -106,6 +111,7 @@ class Actor:
         self.hair = hair.grow(person, self.neutral, self.mean, faces, carries, solid)
         upper, lower = self._lash_lines()
         self.lashes = hair.Lashes.of(person, self.mean, faces, upper, lower)
+        self.strand_faces = ribbon_faces(len(self.hair.points) + len(self.lashes.edges))
         neck = self.neutral[self.regions["neck"]]
         self.neck_low, self.neck_high = neck[:, 1].min() + 0.10, self.anatomy.chin[1] + 0.06
         self.follow = np.clip(
@@ -183,7 +189,8 @@ class Actor:
         surface = np.concatenate(
             [self.smooth @ world.astype(np.float32), rest.to_world(self.shirt.vertices)]
         ).astype(np.float32)
-        normals = shapes.vertex_normals(surface, self.incidence, self.faces).astype(np.float32)
+        across = shapes.face_normals(surface, self.faces)
+        normals = shapes.vertex_normals(across, self.incidence).astype(np.float32)
         strands = pose.to_world(self.hair.points).astype(np.float32)
         tangent = _tangent(strands)
         fringe = self.lashes.posed(world, self.regions["eyes"], pose.scale)
@@ -191,7 +198,9 @@ class Actor:
         width = self.hair.width * np.float32(pose.scale)
 
         # every sixth strand, widened, stands for the hair in the shadow maps
-        thick, thick_faces = ribbons(strands[::6], tangent[::6], width[::6] * 5, out[::6])
+        few, along, facing = (_channels_first(values[::6]) for values in (strands, tangent, out))
+        thick = ribbons(few, along, facing, width[::6] * 5)
+        thick_faces = ribbon_faces(few.shape[1]).reshape(-1, 3)
         blockers = np.concatenate([world, rest.to_world(self.shirt.vertices), thick]).astype(float)
         start = len(self.mean)
         blocker_faces = np.concatenate(
@@ -227,39 +236,39 @@ class Actor:
             vertices=surface,
             faces=self.faces,
             kinds=self.kinds,
+            face_corner=_channels_first(surface.take(self.faces[:, 0], 0)),
+            face_normal=_channels_first(across),
             attributes=attributes,
-            strands=np.concatenate([strands, fringe]),
-            strand_tangent=np.concatenate([tangent, _tangent(fringe)]),
-            strand_out=np.concatenate([out, np.zeros_like(fringe)]),
+            strands=_channels_first(strands, fringe),
+            strand_tangent=_channels_first(tangent, _tangent(fringe)),
+            strand_out=_channels_first(out, np.zeros_like(fringe)),
             strand_width=np.concatenate([width, self.lashes.width * np.float32(pose.scale)]),
-            strand_colour=np.concatenate([self.hair.colour, self.lashes.colour]),
-            strand_light=np.concatenate([strand_light * deep, dim]).astype(np.float32),
+            strand_colour=_channels_first(self.hair.colour, self.lashes.colour),
+            strand_light=_channels_first(strand_light * deep, dim),
             strand_key=np.concatenate([strand_key, 0 * dim[..., 0]]).astype(np.float32),
+            strand_faces=self.strand_faces,
         )
 
 
-def ribbons(points: Floats, tangent: Floats, width: Floats, facing: Floats) -> tuple[Floats, Ints]:
-    """Flat bands along strands [S, P, 3] of ``width`` [S, P], turned to ``facing`` [S, P, 3].
-
-    Returns:
-        [S * P * 2, 3] vertices and [S * (P - 1) * 2, 3] faces.
-    """
-    count, length = points.shape[:2]
-    side = np.cross(tangent, facing)
-    side *= (0.5 * width / np.maximum(np.sqrt((side * side).sum(-1)), 1e-9))[..., None]
-    vertices = np.stack([points - side, points + side], 2).reshape(-1, 3)
-    return vertices, ribbon_faces(count, length)
+def ribbons(points: Floats, tangent: Floats, facing: Floats, width: Floats) -> Floats:
+    """[S * P * 2, 3] vertices of flat bands along strands [3, S, P] of ``width`` [S, P], turned to
+    ``facing`` [3, S, P]."""
+    (a, b, c), (u, v, w) = tangent, facing
+    side = np.stack([b * w - c * v, c * u - a * w, a * v - b * u])
+    side *= 0.5 * width / np.maximum(np.sqrt((side * side).sum(0)), 1e-9)
+    return np.stack([points - side, points + side], -1).reshape(3, -1).T
 
 
-def ribbon_faces(count: int, length: int) -> Ints:
-    start = (np.arange(count)[:, None] * length + np.arange(length - 1)).ravel() * 2
-    return np.stack(
-        [
-            np.stack([start, start + 1, start + 2], 1),
-            np.stack([start + 1, start + 3, start + 2], 1),
-        ],
-        1,
-    ).reshape(-1, 3)
+def ribbon_faces(count: int) -> Ints:
+    """[count * (POINTS - 1), 2, 3]: two triangles from each point of a strand to the next."""
+    start = (np.arange(count)[:, None] * hair.POINTS + np.arange(hair.POINTS - 1)).ravel() * 2
+    return start[:, None, None] + np.array([[0, 1, 2], [1, 3, 2]])
+
+
+def _channels_first(*strands: Floats) -> Floats:
+    """[3, ...] float32 of arrays [..., 3], joined along their first axis."""
+    joined = np.concatenate(strands).astype(np.float32)
+    return np.ascontiguousarray(np.moveaxis(joined, -1, 0))
 
 
 def _tangent(strands: Floats) -> Floats:

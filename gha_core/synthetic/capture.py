@@ -7,10 +7,8 @@
 from __future__ import annotations
 
 import json
-import multiprocessing
-from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import ProcessPoolExecutor
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Iterable
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from fractions import Fraction
 from functools import lru_cache, partial
@@ -28,7 +26,6 @@ from gha_core.artifacts.images import encode_jpeg
 from gha_core.cameras import Camera
 from gha_core.errors import ParameterError
 from gha_core.faces import FaceModel, head_model
-from gha_core.memory import keep_freed_memory
 from gha_core.pose import HeadPose
 from gha_core.progress import track
 from gha_core.synthetic import light, shapes, studio, truth
@@ -125,13 +122,13 @@ class _Shot:
     mattes: list[dict[str, Any]]
 
 
-def film(out: Path, settings: Settings, workers: int = 1) -> Path:
+def film(out: Path, settings: Settings, crew: Callable[..., Iterable[_Shot]] = map) -> Path:
     """Write the capture to ``out/<subject>`` and the truth to ``out/truth``; equal settings give
     equal files. Returns the capture's folder.
 
     Args:
-        workers: processes. Each takes seconds to start: more than one are worth it from some
-            hundred pictures on.
+        crew: a ``map``, of this process or of several. It is called when the actor is ready:
+            processes that are forked then share it.
 
     Raises:
         ParameterError: ``out`` already holds a capture.
@@ -155,34 +152,22 @@ def film(out: Path, settings: Settings, workers: int = 1) -> Path:
         ]
         for number, acted in enumerate(acts)
     ]
-    with _crew(workers) as each:
-        shots = each(partial(_shoot, settings), [take for taken in takes for take in taken])
-        _write_calibration(capture, scene.cameras)
-        _write_plates(capture, scene, settings)
-        recorder = truth.Recorder(facts, settings.subject, scene.model, scene.person, scene.cameras)
-        for name, taken in zip(SEQUENCES, takes, strict=True):
-            folder = capture / "sequences" / name / "images"
-            folder.mkdir(parents=True)
-            filmed = track(islice(shots, len(taken)), f"filming {name}", len(taken))
-            vertices, mattes = _write_videos(folder, filmed, scene.cameras, settings)
-            recorder.sequence(
-                name, [take.expression for take in taken], [take.pose for take in taken],
-                vertices, mattes,
-            )  # fmt: skip
+    _actor(settings)  # takes seconds: made here, that forked processes find it
+    shots = iter(crew(partial(_shoot, settings), [take for taken in takes for take in taken]))
+    _write_calibration(capture, scene.cameras)
+    _write_plates(capture, scene, settings)
+    recorder = truth.Recorder(facts, settings.subject, scene.model, scene.person, scene.cameras)
+    for name, taken in zip(SEQUENCES, takes, strict=True):
+        folder = capture / "sequences" / name / "images"
+        folder.mkdir(parents=True)
+        filmed = track(islice(shots, len(taken)), f"filming {name}", len(taken))
+        vertices, mattes = _write_videos(folder, filmed, scene.cameras, settings)
+        recorder.sequence(
+            name, [take.expression for take in taken], [take.pose for take in taken],
+            vertices, mattes,
+        )  # fmt: skip
     recorder.finish(asdict(settings))
     return capture
-
-
-@contextmanager
-def _crew(workers: int) -> Iterator[Callable[..., Iterator[_Shot]]]:
-    """A ``map`` that so many processes share. (Threads would wait for each other: much of a picture
-    is made by NumPy while it holds Python's lock.)"""
-    if workers == 1:
-        yield map
-        return
-    spawn = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(workers, spawn, keep_freed_memory) as pool:
-        yield pool.map
 
 
 @lru_cache(1)
@@ -243,7 +228,7 @@ def _write_videos(
 def expose(colour: Floats, settings: Settings, rng: np.random.Generator) -> Image:
     """Linear RGB [H, W, 3] to noisy sRGB bytes."""
     level = np.clip(colour, 0, 1) * (len(_SRGB) - 1)
-    levels = _SRGB[(level + 0.5).astype(np.int32)]
+    levels = _SRGB.take((level + 0.5).astype(np.int32))
     noisy = levels + rng.standard_normal(levels.shape, np.float32) * np.float32(settings.noise)
     return np.clip(noisy + 0.5, 0, 255).astype(np.uint8)
 

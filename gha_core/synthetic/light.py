@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import product
 
 import numpy as np
 import torch
@@ -17,7 +18,7 @@ Floats = NDArray[np.floating]
 FAR = 25.0  # m, distance of the shadow cameras: nearly parallel light
 EXTENT = 0.62  # m, what a shadow map covers
 MAP = 136  # px
-TAPS = ((-0.6, -0.6), (0.6, -0.6), (-0.6, 0.6), (0.6, 0.6))  # px, softens shadow edges
+TAP = 0.6  # px, from the middle of four looks at the map: softens shadow edges
 
 
 @dataclass(frozen=True)
@@ -74,12 +75,13 @@ def illuminate(
         bias: [N] metres that an occluder must lie nearer to the lamp to cast a shadow.
         centre: [3] middle of what the shadow maps cover.
     """
-    irradiance = np.zeros_like(points, dtype=np.float32)
+    irradiance = np.zeros((3, len(points)), np.float32)
     key = np.zeros(len(points), np.float32)
     focal = MAP * FAR / EXTENT
     K = np.array([[focal, 0, MAP / 2], [0, focal, MAP / 2], [0, 0, 1.0]])
     vertices, faces = torch.from_numpy(occluder), torch.from_numpy(occluder_faces)
-    flat_wrap = np.ascontiguousarray(wrap.T)
+    points, normals, wrap = (np.ascontiguousarray(rows.T) for rows in (points, normals, wrap))
+    spread = (1 + wrap) ** 2
     for direction, radiance, is_key in zip(
         lamps.directions, lamps.radiance, lamps.is_key, strict=True
     ):
@@ -87,21 +89,19 @@ def illuminate(
         w2c = look_at(np.asarray(centre + FAR * direction, float), np.asarray(centre, float), up)
         depth = rasterize(vertices, faces, K, w2c, MAP, MAP).depth.numpy()
         depth = np.where(depth > 0, depth, 2 * FAR).astype(np.float32) - np.float32(FAR)
-        local = points @ w2c[:3, :3].T.astype(np.float32) + w2c[:3, 3].astype(np.float32)
-        scale = np.float32(focal) / local[:, 2]
-        x = local[:, 0] * scale + np.float32(MAP / 2)
-        y = local[:, 1] * scale + np.float32(MAP / 2)
-        z = local[:, 2] - np.float32(FAR) - bias
-        visible = np.zeros(len(points), np.float32)
-        for dx, dy in TAPS:
-            column = np.clip(x + np.float32(dx), 0, MAP - 1).astype(np.intp)
-            row = np.clip(y + np.float32(dy), 0, MAP - 1).astype(np.intp)
-            visible += np.float32(1 / len(TAPS)) * (z <= depth[row, column])
-        cosine = normals @ direction.astype(np.float32)
-        for channel in range(3):
-            w = flat_wrap[channel]
-            lit = np.maximum(cosine + w, 0) / (1 + w) ** 2
-            irradiance[:, channel] += np.float32(radiance[channel]) * lit * visible
+        local = w2c[:3, :3].astype(np.float32) @ points + w2c[:3, 3:].astype(np.float32)
+        x, y = local[:2] * (np.float32(focal) / local[2]) + np.float32(MAP / 2)
+        z = local[2] - np.float32(FAR) - bias
+        columns, rows = (
+            [np.clip(at + np.float32(tap), 0, MAP - 1).astype(np.intp) for tap in (-TAP, TAP)]
+            for at in (x, y)
+        )
+        visible = np.zeros(len(z), np.float32)
+        for column, row in product(columns, rows):
+            visible += np.float32(0.25) * (z <= depth.ravel().take(MAP * row + column))
+        cosine = direction.astype(np.float32) @ normals
+        lit = np.maximum(cosine + wrap, 0) / spread
+        irradiance += radiance.astype(np.float32)[:, None] * lit * visible
         if is_key:
             key += visible
-    return irradiance, key / max(1.0, lamps.is_key.sum())
+    return irradiance.T, key / max(1.0, lamps.is_key.sum())

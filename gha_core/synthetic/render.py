@@ -1,4 +1,7 @@
-"""One camera's view of a stage: a fine z-buffer, then a shader per material."""
+"""One camera's view of a stage: a fine z-buffer, then a shader per material.
+
+What belongs to pixels or strands has its channels first: NumPy is slow over axes of length 3.
+"""
 
 from __future__ import annotations
 
@@ -33,16 +36,16 @@ class Picture:
 def render(actor: Actor, stage: Stage, camera: Camera, lights: list[Light]) -> Picture:
     big = camera.resized(round(camera.width * SUPERSAMPLING), round(camera.height * SUPERSAMPLING))
     eye = camera.centre.astype(np.float32)
-    towards = _unit(eye - stage.strands)
-    strands, strand_faces = parts.ribbons(
-        stage.strands, stage.strand_tangent, stage.strand_width, towards
-    )
+    towards = _unit(eye[:, None, None] - stage.strands)
+    strands = parts.ribbons(stage.strands, stage.strand_tangent, towards, stage.strand_width)
     # What faces away is hidden by the front (hair: well away, as the silhouette is fringed).
-    front = np.flatnonzero(_facing(stage, eye) | (stage.kinds == parts.CLOTH))
+    outwards = _dot(eye[:, None] - stage.face_corner, stage.face_normal) > 0
+    front = np.flatnonzero(outwards | (stage.kinds == parts.CLOTH))
     outside = _dot(stage.strand_out, towards) > -0.45
-    strand_faces = strand_faces[np.repeat((outside[:, 1:] | outside[:, :-1]).ravel(), 2)]
+    pieces = np.flatnonzero(outside[:, 1:] | outside[:, :-1])
+    strand_faces = stage.strand_faces.take(pieces, 0).reshape(-1, 3)
     vertices = np.concatenate([stage.vertices, strands])
-    faces = np.concatenate([stage.faces[front], strand_faces + len(stage.vertices)])
+    faces = np.concatenate([stage.faces.take(front, 0), strand_faces + len(stage.vertices)])
     seen = rasterize(
         torch.from_numpy(vertices), torch.from_numpy(faces), big.K, big.w2c, big.width, big.height
     )
@@ -56,20 +59,19 @@ def render(actor: Actor, stage: Stage, camera: Camera, lights: list[Light]) -> P
         ends = strand_faces.take(index.take(is_hair) - surfaces, 0) // 2
         seen_points, ends = _numbered(ends, stage.strand_width.size)
         shaded = _hair(stage, seen_points, towards, lights)
-        colour[is_hair] = _interpolated(shaded, ends, weights.take(is_hair, 0))
+        colour[is_hair] = _interpolated(shaded.T, ends, weights.take(is_hair, 0))
     solid = np.flatnonzero((index >= 0) & (index < surfaces))
     face = front.take(index.take(solid))
-    values = _interpolated(stage.attributes, stage.faces.take(face, 0), weights.take(solid, 0))
-    view = _towards_camera(big, solid)
-    normal = _unit(values[:, parts.NORMAL])
     kinds = stage.kinds.take(face)
     lamps = _Highlights.of(lights)
     shaders = ((parts.SKIN, _skin), (parts.EYE, _eye), (parts.TEETH, _teeth), (parts.CLOTH, _cloth))
     for kind, shader in shaders:
         chosen = np.flatnonzero(kinds == kind)
         if chosen.size:
-            seen_here = (values.take(chosen, 0), normal.take(chosen, 0), view.take(chosen, 0))
-            colour[solid[chosen]] = shader(actor, *seen_here, lamps)
+            pixels, corners = solid.take(chosen), stage.faces.take(face.take(chosen), 0)
+            values = _interpolated(stage.attributes, corners, weights.take(pixels, 0))
+            view = _towards_camera(big, pixels)
+            colour[pixels] = shader(actor, np.ascontiguousarray(values.T), view, lamps).T
     shape = (big.height, big.width)
     size = (camera.width, camera.height)
     covered = (index >= 0).astype(np.float32).reshape(shape)
@@ -99,26 +101,20 @@ def _through_the_lens(big: Floats, size: tuple[int, int]) -> Floats:
 
 
 def _dot(a: Floats, b: Floats) -> Floats:
-    """[...] inner products of the last axes; several times faster than (a * b).sum(-1)."""
-    return np.einsum("...i,...i->...", a, b)
+    """[...] inner products of the first axes, of length 3."""
+    return a[0] * b[0] + a[1] * b[1] + a[2] * b[2]
 
 
 def _unit(a: Floats) -> Floats:
-    return a / np.maximum(np.sqrt(_dot(a, a)), np.float32(1e-9))[..., None]
+    return a / np.maximum(np.sqrt(_dot(a, a)), np.float32(1e-9))
 
 
 def _towards_camera(camera: Camera, pixels: NDArray[np.int64]) -> Floats:
-    """[n, 3] unit vectors in the world from what flat ``pixels`` [n] see to the camera."""
-    column, row = pixels % camera.width, pixels // camera.width
+    """[3, n] unit vectors in the world from what flat ``pixels`` [n] see to the camera."""
+    row, column = np.divmod(pixels, camera.width)
     back = -camera.w2c[:3, :3].T @ np.linalg.inv(camera.K)
-    grid = np.stack([column + 0.5, row + 0.5, np.ones(len(pixels))], 1).astype(np.float32)
-    return _unit(grid @ back.T.astype(np.float32))
-
-
-def _facing(stage: Stage, eye: Floats) -> NDArray[np.bool_]:
-    """[m] whether a face shows its outside to the camera at ``eye``."""
-    a, b, c = (stage.vertices.take(corner, 0) for corner in stage.faces.T)
-    return np.asarray(_dot(eye - a, np.cross(b - a, c - a)) > 0)
+    grid = np.stack([column + 0.5, row + 0.5, np.ones(len(pixels))]).astype(np.float32)
+    return _unit(back.astype(np.float32) @ grid)
 
 
 @dataclass(frozen=True)
@@ -139,87 +135,86 @@ class _Highlights:
         )
 
     def mirrored(self, normal: Floats, view: Floats) -> Floats:
-        """[n, L] cosine between each light and the view's reflection."""
-        mirror = (2 * _dot(normal, view))[:, None] * normal - view
-        return np.clip(mirror @ self.directions.T, 0, 1)
+        """[L, n] cosine between each light and the view's reflection."""
+        mirror = 2 * _dot(normal, view) * normal - view
+        return np.clip(self.directions @ mirror, 0, 1)
 
     def gloss(self, cosine: Floats, key: Floats) -> Floats:
-        """[n, 3] light of lobes ``cosine`` [n, L]; only the key light's shadow is known."""
+        """[3, n] light of lobes ``cosine`` [L, n]; only the key light's shadow is known."""
         shadowed = cosine * np.float32(0.6)
-        shadowed[:, 0] = cosine[:, 0] * key
-        return shadowed @ self.radiance
+        shadowed[0] = cosine[0] * key
+        return self.radiance.T @ shadowed
 
 
-def _skin(actor: Actor, values: Floats, normal: Floats, view: Floats, lamps: _Highlights) -> Floats:
-    column, row = skin.texel(values[:, parts.PLACE])
-    found = _look_up(actor.albedo, column, row)
-    painted, cover = found[:, :3], values[:, parts.TINTED, None]
-    albedo = painted + cover * (values[:, parts.TINT] - painted)
+def _skin(actor: Actor, seen: Floats, view: Floats, lamps: _Highlights) -> Floats:
+    column, row = skin.texel(seen[parts.PLACE].T)
+    found = np.ascontiguousarray(_look_up(actor.albedo, column, row).T)
+    painted, cover = found[:3], seen[parts.TINTED]
+    albedo = painted + cover * (seen[parts.TINT] - painted)
+    normal = _unit(seen[parts.NORMAL])
     grazing = 1 - np.clip(_dot(normal, view), 0, 1)
     fresnel = 0.032 + 0.30 * grazing * grazing * grazing * grazing * grazing
-    wet = found[:, 3] * (1 - cover[:, 0])
+    wet = found[3] * (1 - cover)
     lobe = lamps.mirrored(normal, view)
     broad = lobe * lobe * lobe * lobe  # Phong lobes: a sheen, and the glint of moist skin
     tight = broad * broad * broad * broad * broad * broad
-    both = np.float32(1.2) * broad + (0.5 + 3.0 * wet)[:, None] * tight
-    gloss = (fresnel * (1 - 0.8 * cover[:, 0]))[:, None] * lamps.gloss(both, values[:, parts.KEY])
-    return albedo * values[:, parts.LIGHT] + gloss
+    both = np.float32(1.2) * broad + (0.5 + 3.0 * wet) * tight
+    gloss = fresnel * (1 - 0.8 * cover) * lamps.gloss(both, seen[parts.KEY])
+    return albedo * seen[parts.LIGHT] + gloss
 
 
-def _cloth(
-    actor: Actor, values: Floats, normal: Floats, view: Floats, lamps: _Highlights
-) -> Floats:
-    facing = _dot(normal, view)
+def _cloth(actor: Actor, seen: Floats, view: Floats, lamps: _Highlights) -> Floats:
+    facing = _dot(_unit(seen[parts.NORMAL]), view)
     rim = 1 - np.clip(facing, 0, 1)
     inside = np.where(facing < -0.05, np.float32(0.3), np.float32(1.0))  # down the collar
     shade = inside * (1 + 0.35 * rim * rim * rim)
-    return values[:, parts.TINT] * values[:, parts.LIGHT] * shade[:, None]
+    return seen[parts.TINT] * seen[parts.LIGHT] * shade
 
 
-def _teeth(
-    actor: Actor, values: Floats, normal: Floats, view: Floats, lamps: _Highlights
-) -> Floats:
-    albedo = actor.teeth_colour(values[:, parts.PLACE])
-    gloss = 0.10 * lamps.gloss(lamps.mirrored(normal, view) ** 15, values[:, parts.KEY])
-    return 0.9 * albedo * values[:, parts.LIGHT] + gloss
+def _teeth(actor: Actor, seen: Floats, view: Floats, lamps: _Highlights) -> Floats:
+    albedo = actor.teeth_colour(seen[parts.PLACE].T).T
+    mirrored = lamps.mirrored(_unit(seen[parts.NORMAL]), view)
+    gloss = 0.10 * lamps.gloss(mirrored**15, seen[parts.KEY])
+    return 0.9 * albedo * seen[parts.LIGHT] + gloss
 
 
-def _eye(actor: Actor, values: Floats, normal: Floats, view: Floats, lamps: _Highlights) -> Floats:
-    albedo, clear = actor.eye_colour(values[:, parts.PLACE])
-    lit = values[:, parts.LIGHT]
+def _eye(actor: Actor, seen: Floats, view: Floats, lamps: _Highlights) -> Floats:
+    albedo, clear = actor.eye_colour(seen[parts.PLACE].T)
+    lit = seen[parts.LIGHT]
     # the soft boxes themselves mirror in the cornea: key and fill
-    edge = np.cos(0.55 * lamps.spread)
-    inside = np.clip((lamps.mirrored(normal, view) - edge) / 0.012 + 0.5, 0, 1)[:, :2]
-    glint = inside @ lamps.radiance[:2]
-    strength = np.where(clear > 0.5, 0.85, 0.22) * np.clip(2 * lit.mean(1), 0.2, 1)
-    return albedo * lit + strength[:, None] * glint
+    edge = np.cos(0.55 * lamps.spread)[:, None]
+    mirrored = lamps.mirrored(_unit(seen[parts.NORMAL]), view)
+    inside = np.clip((mirrored - edge) / 0.012 + 0.5, 0, 1)[:2]
+    glint = lamps.radiance[:2].T @ inside
+    strength = np.where(clear > 0.5, 0.85, 0.22) * np.clip(2 * lit.mean(0), 0.2, 1)
+    return albedo.T * lit + strength * glint
 
 
 def _hair(stage: Stage, points: parts.Ints, towards: Floats, lights: list[Light]) -> Floats:
-    """[n, 3] radiance of some points of the strands: diffuse, and a highlight across the strand
+    """[3, n] radiance of some points of the strands: diffuse, and a highlight across the strand
     (Kajiya-Kay).
 
     Args:
         points: [n] their places among all S * P.
-        towards: [S, P, 3] unit vectors to the camera.
+        towards: [3, S, P] unit vectors to the camera.
     """
 
     def of_points(values: Floats) -> Floats:
-        return values.reshape(stage.strand_width.size, -1).take(points, 0)
+        return values.reshape(-1, stage.strand_width.size).take(points, 1)
 
     view, tangent = of_points(towards), of_points(stage.strand_tangent)
     colour, lit = of_points(stage.strand_colour), of_points(stage.strand_light)
-    key, ambient = of_points(stage.strand_key)[:, 0], lit.mean(-1)
+    key, ambient = of_points(stage.strand_key)[0], lit.mean(0)
     radiance = colour * lit * np.float32(1.15)
     tone = 0.035 + 0.55 * colour
     for number, light in enumerate(lights):
-        half = view + light.direction.astype(np.float32)
+        half = view + light.direction.astype(np.float32)[:, None]
         along = _dot(tangent, half)
         across2 = np.clip(1 - along * along / _dot(half, half), 0, 1)
         lobe = across2 * across2 * across2 * across2 * across2
         lobe = np.float32(0.55) * lobe * lobe * lobe * lobe  # sine to the 40th power
         lobe *= key if number == 0 else ambient
-        radiance += lobe[..., None] * tone * light.radiance.astype(np.float32)
+        radiance += lobe * tone * light.radiance.astype(np.float32)[:, None]
     return radiance
 
 

@@ -80,10 +80,14 @@ def subdivide(faces: Ints, count: int) -> Subdivision:
     return Subdivision(matrix, children)
 
 
-def vertex_normals(vertices: Floats, incidence: csr_matrix, faces: Ints) -> Floats:
-    """[V, 3] unit normals, weighted by area; ``incidence`` from :func:`face_incidence`."""
-    corner = vertices[faces]
-    across = np.cross(corner[:, 1] - corner[:, 0], corner[:, 2] - corner[:, 0])
+def face_normals(vertices: Floats, faces: Ints) -> Floats:
+    """[F, 3] normals as long as twice the face's area."""
+    a, b, c = (vertices.take(corner, 0) for corner in faces.T)
+    return np.cross(b - a, c - a)
+
+
+def vertex_normals(across: Floats, incidence: csr_matrix) -> Floats:
+    """[V, 3] unit normals from :func:`face_normals` and :func:`face_incidence`."""
     normals = incidence @ across
     return normals / np.maximum(np.linalg.norm(normals, axis=1, keepdims=True), 1e-12)
 

@@ -80,7 +80,8 @@ def paint(model: FaceModel, person: Person) -> NDArray[np.float32]:
     anatomy = Anatomy.of(model)
     y = (TOP - (np.arange(HEIGHT, dtype=np.float32) + 0.5) / HEIGHT * (TOP - BOTTOM))[:, None]
     azimuth = (np.arange(WIDTH, dtype=np.float32)[None] + 0.5) * (2 * np.pi / WIDTH) - np.pi
-    skin = np.tile(person.skin.astype(np.float32), (HEIGHT, WIDTH, 1))
+    # channels first while it is painted: NumPy is slow over axes of length 3
+    skin = np.tile(_plane(person.skin.astype(np.float32)), (1, HEIGHT, WIDTH))
     pale = 1.0 - 0.6 * person.tone
     _mottle(skin, pale, rng)
 
@@ -89,7 +90,7 @@ def paint(model: FaceModel, person: Person) -> NDArray[np.float32]:
         at = float(np.arctan2(abs(point[0]), point[2] - AXIS_Z))
         across = np.exp(-0.5 * ((np.abs(azimuth) - at) / wide) ** 2)
         along = np.exp(-0.5 * ((y - float(point[1])) / high) ** 2)
-        return (across * along)[..., None]
+        return across * along
 
     eye, mouth, nose = anatomy.eyes[0], anatomy.mouth, anatomy.nose_tip
     cheek = eye + np.array([0.06, -0.20, 0.0])
@@ -113,24 +114,31 @@ def paint(model: FaceModel, person: Person) -> NDArray[np.float32]:
     _draw_brows(skin, person, anatomy, rng)
     shine = 0.35 * spot(nose, 0.09, 0.05) + 0.22 * spot(np.array([0.0, 0.30, 0.45]), 0.35, 0.08)
     shine = np.maximum(shine * rng.uniform(0.5, 1.3), lips)
-    painted = np.concatenate([np.clip(skin, 0.004, 0.95), np.clip(shine, 0, 1)], 2)
+    painted = np.stack([*np.clip(skin, 0.004, 0.95), np.clip(shine, 0, 1)], -1)
     return painted.astype(np.float32)
 
 
+def _plane(colour: Floats) -> Floats:
+    """[3, 1, 1] of a colour [3]."""
+    return np.asarray(colour)[:, None, None]
+
+
 def _filter(skin: Floats, colour: tuple[float, float, float], density: Floats) -> None:
-    """Lay a filter of ``colour`` and ``density`` [HEIGHT, WIDTH, 1] over it (Beer-Lambert)."""
-    skin *= np.exp(density.astype(np.float32) * np.log(colour, dtype=np.float32))
+    """Lay a filter of ``colour`` and ``density`` [HEIGHT, WIDTH] over it (Beer-Lambert)."""
+    for channel, strength in zip(skin, np.log(colour, dtype=np.float32), strict=True):
+        if strength:
+            channel *= np.exp(density.astype(np.float32) * strength)
 
 
 def noise(rng: np.random.Generator, sigma: float) -> Floats:
-    """[HEIGHT, WIDTH, 1] of unit variance, blurred by ``sigma`` texels, seamless in azimuth."""
+    """[HEIGHT, WIDTH] of unit variance, blurred by ``sigma`` texels, seamless in azimuth."""
     shrink = max(1, int(sigma / 3))
     small = rng.standard_normal((HEIGHT // shrink, WIDTH // shrink), np.float32)
     pad = int(4 * sigma / shrink) + 1
     wide = np.concatenate([small[:, -pad:], small, small[:, :pad]], 1)
     soft = cv2.GaussianBlur(wide, (0, 0), sigma / shrink)[:, pad:-pad]
     soft = cv2.resize(soft, (WIDTH, HEIGHT), interpolation=cv2.INTER_CUBIC)
-    return np.asarray((soft - soft.mean()) / soft.std(), np.float32)[..., None]
+    return np.asarray((soft - soft.mean()) / soft.std(), np.float32)
 
 
 def _mottle(skin: Floats, pale: float, rng: np.random.Generator) -> None:
@@ -165,7 +173,7 @@ def _freckle(
         )
         cv2.circle(layer, at, int(rng.uniform(2.5, 4) * 8), 1.6, -1, cv2.LINE_AA, 3)
     soft = cv2.GaussianBlur(layer, (0, 0), 0.9)
-    _filter(skin, (0.72, 0.55, 0.45), np.asarray(soft, np.float32)[..., None])
+    _filter(skin, (0.72, 0.55, 0.45), np.asarray(soft, np.float32))
 
 
 def _shade_beard(
@@ -181,20 +189,20 @@ def _shade_beard(
     soft = 0.022
     mask = 1 / (1 + np.exp(-(upper - y) / soft)) / (1 + np.exp(-(y - lower) / 0.05))
     mask = mask / (1 + np.exp((degrees - 84) / 2.5))
-    grain = 1 + 0.30 * noise(rng, 1.3)[..., 0] + 0.2 * noise(rng, 7)[..., 0]
-    shade = np.clip(person.stubble * mask * grain, 0, 1)[..., None]
+    grain = 1 + 0.30 * noise(rng, 1.3) + 0.2 * noise(rng, 7)
+    shade = np.clip(person.stubble * mask * grain, 0, 1)
     target = 0.62 * person.hair + 0.38 * np.array([0.06, 0.065, 0.07]) + 0.02
-    skin += (0.62 * shade) * (target - skin)
+    skin += (0.62 * shade) * (_plane(target) - skin)
 
 
 def _tint_scalp(
     skin: Floats, person: Person, azimuth: Floats, y: Floats, rng: np.random.Generator
 ) -> None:
-    wave = 0.02 * noise(rng, 14)[..., 0] + 0.014 * noise(rng, 4)[..., 0]
+    wave = 0.02 * noise(rng, 14) + 0.014 * noise(rng, 4)
     line = hairline(np.degrees(azimuth), wave)
     cover = 1 / (1 + np.exp(-(y - line - 0.005) / 0.012))
     strength = 0.90 if person.hair_style != "crop" else 0.82
-    skin += strength * cover[..., None] * (0.55 * person.hair - skin)
+    skin += strength * cover * (_plane(0.55 * person.hair) - skin)
 
 
 def _place(side: int, x: Floats, y: Floats, depth: Floats) -> NDArray[np.int32]:
@@ -204,7 +212,7 @@ def _place(side: int, x: Floats, y: Floats, depth: Floats) -> NDArray[np.int32]:
 
 
 def _paint_lips(skin: Floats, person: Person, rng: np.random.Generator) -> Floats:
-    """Paint the red of the lips; returns its cover [HEIGHT, WIDTH, 1]."""
+    """Paint the red of the lips; returns its cover [HEIGHT, WIDTH]."""
     x = np.array([0.0, 0.012, 0.03, 0.05, 0.07, 0.083, 0.093])
     upper = np.array([-0.1975, -0.194, -0.190, -0.196, -0.210, -0.222, -0.2345])
     lower = np.array([-0.285, -0.285, -0.282, -0.275, -0.260, -0.248, -0.2365])
@@ -216,14 +224,21 @@ def _paint_lips(skin: Floats, person: Person, rng: np.random.Generator) -> Float
     outline = [_place(1, x, upper, depth), _place(1, x, lower, depth)[::-1]]
     outline += [_place(-1, x, lower, depth), _place(-1, x, upper, depth)[::-1]]
     cv2.fillPoly(layer, [np.concatenate(outline)], 1.0, cv2.LINE_AA, 4)
-    cover = cv2.GaussianBlur(layer, (0, 0), 2.2)[..., None]
-    inner = cv2.GaussianBlur(layer, (0, 0), 14.0)[..., None]
+    cover = np.asarray(cv2.GaussianBlur(layer, (0, 0), 2.2), np.float32)
+    inner = cv2.GaussianBlur(layer, (0, 0), 14.0)
     drawn = rng.normal(size=(1, WIDTH)).astype(np.float32)
     drawn = np.asarray(cv2.GaussianBlur(drawn, (0, 0), 2.0), np.float32)
-    creases = drawn / drawn.std() + 0 * layer
-    red = person.lips * (0.86 + 0.24 * inner) * (1 + 0.05 * creases[..., None])
-    skin += 0.92 * cover * (red - skin)
+    creases = drawn / drawn.std()
+    rows = _rows(cover)
+    red = _plane(person.lips) * (0.86 + 0.24 * inner[rows]) * (1 + 0.05 * creases)
+    skin[:, rows] += 0.92 * cover[rows] * (red - skin[:, rows])
     return 0.9 * cover
+
+
+def _rows(cover: Floats) -> slice:
+    """The rows of a cover [HEIGHT, WIDTH] that have any."""
+    used = np.flatnonzero(cover.any(1))
+    return slice(used[0], used[-1] + 1)
 
 
 def _draw_brows(skin: Floats, person: Person, anatomy: Anatomy, rng: np.random.Generator) -> None:
@@ -263,6 +278,7 @@ def _draw_brows(skin: Floats, person: Person, anatomy: Anatomy, rng: np.random.G
             shade = float(rng.uniform(0.5, 1.0))
             cv2.line(hairs, ends[0].tolist(), ends[1].tolist(), shade, 2, cv2.LINE_AA, 4)
     cover = 0.72 * cv2.GaussianBlur(hairs, (0, 0), 0.8) + 0.50 * cv2.GaussianBlur(body, (0, 0), 6.0)
-    cover = np.clip(cover, 0, 0.92)[..., None]
+    cover = np.clip(cover, 0, 0.92)
+    rows = _rows(cover)
     colour = 0.7 * person.hair + 0.3 * np.array([0.03, 0.02, 0.015])
-    skin += cover * (np.minimum(colour, person.skin * 0.5) - skin)
+    skin[:, rows] += cover[rows] * (_plane(np.minimum(colour, person.skin * 0.5)) - skin[:, rows])
