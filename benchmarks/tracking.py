@@ -35,10 +35,11 @@ from gha_core.artifacts.tables import read_rows
 from gha_core.cameras import Camera
 from gha_core.faces import FaceModel, head_model
 from gha_core.fitting import Observations, Settings, track_head
+from gha_core.fitting.expressions import PARTED, RIDGE, ExpressionPrior
 from gha_core.fitting.initial_pose import initial_pose
 from gha_core.fitting.observations import LandmarkModel
 from gha_core.fitting.residuals import INDEPENDENT, SIGMA, Conditions, State, pull
-from gha_core.fitting.tracker import RIDGE, SIZE, WORN, Fitter, first_state
+from gha_core.fitting.tracker import SIZE, WORN, Fitter, first_state
 from gha_core.landmarks import points
 from gha_core.synthetic.sightings import Actor, rig
 
@@ -52,7 +53,12 @@ class Energy:
     """The energy of the tracker's joint fit in PyTorch, as a function of :meth:`unknowns`."""
 
     def __init__(
-        self, start: State, landmarks: LandmarkModel, seen: Observations, usual_scale: float
+        self,
+        start: State,
+        landmarks: LandmarkModel,
+        seen: Observations,
+        usual_scale: float,
+        known: ExpressionPrior,
     ) -> None:
         conditions = Conditions.at(start, landmarks, seen)
         self.mean, self.identity = _tensors(landmarks.mean, landmarks.identity)
@@ -64,7 +70,7 @@ class Energy:
         )  # fmt: skip
         (self.base,) = _tensors(conditions.trust / SIGMA**2 * INDEPENDENT)
         (self.reference,) = _tensors(start.reference)
-        self.settings, self.usual_scale = Settings(), usual_scale
+        self.settings, self.usual_scale, self.known = Settings(), usual_scale, known
         self.strength = self.settings.identity_prior * float(seen.views.sum())
 
     def unknowns(self, state: State) -> list[Tensor]:
@@ -88,7 +94,9 @@ class Energy:
         data = 0.5 * (self.base * squared / (1 + squared / self.settings.robust**2)).sum()
         person = 0.5 * self.strength * (identity @ identity + ((size - 1) / SIZE) ** 2)
         sparse = WORN * self.settings.expression_sparsity * expression.sum()
-        return data + person + sparse + 0.5 * RIDGE * (expression**2).sum()
+        parted = expression[:, self.known.pucker] * expression[:, self.known.jaw]
+        squares = RIDGE * (expression**2).sum() + PARTED * (parted**2).sum()
+        return data + person + sparse + 0.5 * squares
 
 
 @dataclass(frozen=True)
@@ -135,7 +143,7 @@ def speed(model: FaceModel, views: int, timesteps: int, patience: float) -> dict
     began = time.process_time()
     fitted = fitter.together(start, seen, True, STEPS)
     ours = time.process_time() - began
-    energy = Energy(start, landmarks, seen, model.metres_per_unit)
+    energy = Energy(start, landmarks, seen, model.metres_per_unit, fitter.expressions)
     with torch.no_grad():
         first, last = (float(energy(energy.unknowns(state))) for state in (start, fitted))
     _check_energy(energy, start, landmarks, seen)

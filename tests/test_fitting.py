@@ -25,6 +25,7 @@ from gha_core.errors import StageError
 from gha_core.faces import FaceModel, head_model
 from gha_core.faces.identity_space import similarity_to
 from gha_core.fitting import Observations, Settings, Track, track_head
+from gha_core.fitting.expressions import ExpressionPrior
 from gha_core.fitting.given_poses import GivenPoses
 from gha_core.fitting.observations import LandmarkModel
 from gha_core.fitting.residuals import Conditions, Quadratic, State, linearise, pull
@@ -277,6 +278,36 @@ def test_normal_equations_match_finite_differences(model: FaceModel) -> None:
         nothing = np.zeros_like(quadratic.frames_gradient)
         slope = (energy(nothing, shared) - energy(nothing, -shared)) / (2 * step)
         assert slope == pytest.approx(quadratic.shared_gradient[index], rel=2e-3, abs=1e-2)
+
+
+def test_prior_of_expressions_matches_finite_differences(model: FaceModel) -> None:
+    known = ExpressionPrior.of(model.expression_names)
+    rng = np.random.default_rng(5)
+    expression = rng.uniform(0.1, 0.9, (2, len(model.expression_names)))
+    size = 6 + expression.shape[1]
+    nothing = np.zeros((2, size, 0))
+    quadratic = Quadratic(
+        np.zeros((2, size, size)), np.zeros((2, size)), nothing, np.zeros((0, 0)), np.zeros(0)
+    )
+    known.add_to(quadratic, expression, 0.5)
+    for index in (0, known.pucker, known.jaw):
+        bumped = np.zeros_like(expression)
+        bumped[1, index] = 1e-5
+        values = [known.energy(expression + side * bumped, 0.5) for side in (1, -1)]
+        slope = (values[0] - values[1]) / 2e-5
+        assert slope == pytest.approx(quadratic.frames_gradient[1, 6 + index], rel=1e-6)
+    assert np.linalg.eigvalsh(quadratic.frames).min() > -1e-9
+
+
+def test_lips_that_part_are_no_pucker(model: FaceModel) -> None:
+    pucker, jaw = (model.expression_names.index(name) for name in ("mouthPucker", "jawOpen"))
+    actor = Actor(model, 14)
+    actor.expression[:] = 0
+    actor.expression[5:8, pucker] = 0.7
+    actor.expression[11:, [pucker, jaw]] = 0.7, 0.35  # against the definition
+    found = track_head(model, actor.seen(rig(2))).expression[:, pucker]
+    assert found[6] > 0.3
+    assert found[12] < 0.6 * found[6]
 
 
 def test_a_step_goes_to_bounds_and_not_beyond() -> None:

@@ -19,7 +19,7 @@ from gha_core.faces import FaceModel
 from gha_core.fitting.initial_pose import initial_pose
 from gha_core.fitting.observations import LandmarkModel, Observations
 from gha_core.fitting.residuals import Conditions, State, pull
-from gha_core.fitting.tracker import RIDGE, WORN, Fitter, Settings, first_state
+from gha_core.fitting.tracker import WORN, Fitter, Settings, first_state
 
 SPREAD = 0.35  # standard deviation of the logarithm of focal lengths about the usual one
 STEPS = np.linspace(-0.8, 0.8, 5)  # logarithms of those that are tried over the usual one
@@ -59,7 +59,7 @@ def estimate_focal_length(
         own = Conditions.at(state, landmarks, seen)
         own = replace(own, trust=middle.trust, drift=middle.drift)
         energies[index] = pull(state, landmarks, seen, own, settings.robust).energy
-        energies[index] += _prior(state, settings, seen)
+        energies[index] += _prior(state, fitter, seen)
     return _weighed(usual, energies * min(1.0, VIEWS / len(observations.timesteps)))
 
 
@@ -96,8 +96,9 @@ def _fitted(fitter: Fitter, observations: Observations, metres_per_unit: float) 
     return fitter.together(state, observations, False, ROUNDS)
 
 
-def _prior(state: State, settings: Settings, observations: Observations) -> float:
+def _prior(state: State, fitter: Fitter, observations: Observations) -> float:
+    settings = fitter.settings
     strength = settings.identity_prior * float(observations.views.sum())
     person = 0.5 * strength * float(state.identity @ state.identity)
-    worn = WORN * settings.expression_sparsity * float(state.expression.sum())
-    return person + worn + 0.5 * RIDGE * float((state.expression**2).sum())
+    worn = WORN * settings.expression_sparsity
+    return person + fitter.expressions.energy(state.expression, worn)

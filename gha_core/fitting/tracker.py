@@ -2,7 +2,8 @@
 
 1. A pose per timestep from perspective-n-point (:mod:`gha_core.fitting.initial_pose`).
 2. On training timesteps only: identity, scale, poses and expressions together. Expressions carry a
-   sparsity prior, so that what never moves is taken for identity. With photos and mattes of
+   sparsity prior (:mod:`gha_core.fitting.expressions`), so that what never moves is taken for
+   identity. With photos and mattes of
    several cameras the shape then follows its outlines and ears (:mod:`gha_core.fitting.outlines`).
 3. With identity and scale fixed: poses and expressions of each sequence, smooth in time. Training
    timesteps do not see test timesteps; those are then fitted with their neighbours' help.
@@ -27,6 +28,7 @@ from gha_core.faces import FaceModel
 from gha_core.faces.portrait import vertex_normals
 from gha_core.fitting import rotations
 from gha_core.fitting.appearance import Motion, Photos, Skin, align
+from gha_core.fitting.expressions import ExpressionPrior
 from gha_core.fitting.given_poses import GivenPoses, adopt
 from gha_core.fitting.habits import with_habits
 from gha_core.fitting.initial_pose import InitialPose, initial_pose, usual_scale
@@ -86,7 +88,6 @@ _TURN, _MOVE, _EXPRESSION, _EYES = 0.004, 0.004, 0.08, 0.5
 SIZE = 0.045  # standard deviation of people's head lengths, relative
 WORN = 12.0  # factor on sparsity while the identity is learned
 _SKIN = 2500  # points of the face whose looks are compared; some models have far more
-RIDGE = 0.3  # weight of squared expressions: those that no landmark shows stay at rest
 
 
 @dataclass(frozen=True)
@@ -309,6 +310,7 @@ class Fitter:
     ) -> None:
         self.landmarks, self.settings = landmarks, settings
         self.usual_scale = usual_scale
+        self.expressions = ExpressionPrior.of(model.expression_names)
         self.eyes = np.array([name.startswith("eye") for name in model.expression_names])
 
     def poses(self, state: State, observations: Observations) -> State:
@@ -348,10 +350,10 @@ class Fitter:
 
         def prior(at: State) -> float:
             own = 0.5 * strength * (float(at.identity @ at.identity) + size(at) ** 2)
-            return own + self._expression_energy(at, sparsity)
+            return own + self.expressions.energy(at.expression, sparsity)
 
         def solve(at: State, q: Quadratic, damping: float) -> Step:
-            self._add_expression_prior(at, q, sparsity)
+            self.expressions.add_to(q, at.expression, sparsity)
             index = np.arange(len(at.identity))
             q.shared[index, index] += strength
             q.shared_gradient[:-1] += strength * at.identity
@@ -377,10 +379,10 @@ class Fitter:
             return np.concatenate([at.rotation, at.translation, at.expression], axis=1)
 
         def prior(at: State) -> float:
-            return smooth.energy(values(at)) + self._expression_energy(at, sparsity)
+            return smooth.energy(values(at)) + self.expressions.energy(at.expression, sparsity)
 
         def solve(at: State, q: Quadratic, damping: float) -> Step:
-            self._add_expression_prior(at, q, sparsity)
+            self.expressions.add_to(q, at.expression, sparsity)
             now = values(at)
 
             def free(settled: Floats) -> Step:
@@ -396,15 +398,6 @@ class Fitter:
         for wide, most in ((4.0, rounds // 2), (1.0, rounds)):
             state = self._minimise(title, state, observations, solve, prior, "frames", most, wide)
         return state
-
-    def _expression_energy(self, at: State, sparsity: float) -> float:
-        sparse = sparsity * float(at.expression.sum())
-        return sparse + 0.5 * RIDGE * float((at.expression**2).sum())
-
-    def _add_expression_prior(self, at: State, q: Quadratic, sparsity: float) -> None:
-        q.frames_gradient[:, POSE:] += sparsity + RIDGE * at.expression
-        index = np.arange(POSE, q.frames.shape[1])
-        q.frames[:, index, index] += RIDGE
 
     def _smoothness(self, observations: Observations, scale: float) -> Smoothness:
         deviation = np.concatenate(
