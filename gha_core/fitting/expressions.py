@@ -19,7 +19,7 @@ from gha_core.fitting.residuals import POSE, Quadratic
 Floats = NDArray[np.float64]
 
 RIDGE = 0.3  # weight of squared expressions: those that no landmark shows stay at rest
-PARTED = 1 / 0.03**2  # 0.03 is the standard deviation of mouthPucker times jawOpen
+PARTED = 1 / 0.015**2  # 0.015 is the standard deviation of mouthPucker times jawOpen
 
 
 @dataclass(frozen=True)
