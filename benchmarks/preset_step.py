@@ -55,11 +55,11 @@ def measure(preset: str, steps: int, quick: bool) -> dict[str, Any]:
     if quick:
         params = params.model_copy(update={key: QUICK[key] for key in ("gaussians", "crop")})
         size = QUICK["size"]
-    width = params.super_resolution_width
+    width, scale = params.super_resolution_width, params.super_resolution_scale
     channels = params.channels if width else 3
     head = avatar_head(params.gaussians, channels, params.width, params.features)
-    drawing = SuperResolution(channels, width) if width else None
-    views = Noise(size, frames=1, views=params.views)
+    drawing = SuperResolution(channels, width, scale) if width else None
+    views = Noise(size, frames=1, views=params.views, scale=scale)
     config = replace(params.training(), steps=steps, relocations=0, checkpoint_seconds=1e9)
     with tempfile.TemporaryDirectory() as work:
         train(head, drawing, views, PerceptualDistance(), config, Path(work), "")  # type: ignore[arg-type]

@@ -88,22 +88,22 @@ def moment(index: int) -> Frame:
     return Frame(index, pose, expression, np.zeros((1, 3), np.float32), ())
 
 
-def pictures(step: int, views: int, size: int) -> list[Batch]:
-    """Noise as seen by ``views`` cameras, a batch each."""
+def pictures(step: int, views: int, size: int, scale: int = SCALE) -> list[Batch]:
+    """Noise as seen by ``views`` cameras, a batch each, ``scale`` pixels per feature pixel."""
     batches = []
     for view in range(views):
         random = torch.Generator().manual_seed(views * step + view)
-        half = size // SCALE
+        small = size // scale
         batches.append(
             Batch(
                 K=_intrinsics(size)[None],
                 w2c=_pose(0.5 * (view - (views - 1) / 2))[None],
                 truth=torch.randint(0, 256, (1, 3, size, size), dtype=torch.uint8,
                                     generator=random),
-                small=torch.rand(1, 3, half, half, generator=random),
-                alpha=torch.rand(1, 1, half, half, generator=random),
+                small=torch.rand(1, 3, small, small, generator=random),
+                alpha=torch.rand(1, 1, small, small, generator=random),
                 weight=torch.ones(1, 1, size, size),
-                small_weight=torch.ones(1, 1, half, half),
+                small_weight=torch.ones(1, 1, small, small),
                 focus=[(size / 2, size / 2)],
             )
         )  # fmt: skip

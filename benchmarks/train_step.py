@@ -23,7 +23,7 @@ from benchmarks.harness import measure_machine, options, report, row
 from benchmarks.scenes import avatar_head, moment, pictures, shell
 from gha_core import perceptron, splatting
 from gha_core.avatar.samples import Batch, Frame
-from gha_core.avatar.super_resolution import MARGIN, SCALE, SuperResolution
+from gha_core.avatar.super_resolution import SCALE, SuperResolution
 from gha_core.avatar.training import Rates, TrainingConfig, Weights, train
 from gha_core.losses import PerceptualDistance
 
@@ -37,10 +37,10 @@ QUICK = [(4_000, 128, 96, 6)]
 class Noise:
     """Stands in for TrainingViews, and notes when each step begins."""
 
-    def __init__(self, size: int, frames: int = 4, views: int = VIEWS) -> None:
+    def __init__(self, size: int, frames: int = 4, views: int = VIEWS, scale: int = SCALE) -> None:
         self.width = self.height = size
         self.frames = [moment(index) for index in range(frames)]
-        self._pictures = [pictures(index, views, size) for index in range(frames)]
+        self._pictures = [pictures(index, views, size, scale) for index in range(frames)]
         self.began: list[float] = []
 
     def at_step(self, step: int, views: int) -> list[tuple[Frame, list[Batch]]]:
@@ -87,8 +87,8 @@ def operations(gaussians: int, size: int, crop: int) -> float:
         pairs = splat.drawn_pairs(shell(gaussians, CHANNELS, 1, half), half)
         sharp = splat.drawn_pairs(shell(gaussians, 3, 1, size), size) * (crop / size) ** 2
     per_view = pairs * splat.pair_operations(CHANNELS) + sharp * splat.pair_operations(3)
-    inner = crop // SCALE + 2 * MARGIN
     network = SuperResolution(CHANNELS, WIDTH)
+    inner = crop // SCALE + 2 * network.margin
     per_view += _counted(network, torch.rand(1, CHANNELS, inner, inner, requires_grad=True))
     distance = PerceptualDistance()
     for side in (half, crop):  # each in every fourth step

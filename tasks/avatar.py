@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import hashlib
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -70,7 +70,7 @@ class LossWeights(StageParams):
     """Weights of the loss terms."""
 
     picture: float = Field(1.0, ge=0, description="L1 of the picture")
-    small: float = Field(1.0, ge=0, description="L1 of the half-size picture, where there is one")
+    small: float = Field(1.0, ge=0, description="L1 of the small picture, where there is one")
     perceptual: float = Field(0.0, ge=0, description="perceptual distance, at both sizes")
     structure: float = Field(2.0, ge=0, description="structural dissimilarity of the picture")
     silhouette: float = Field(0.1, ge=0, description="soft IoU of the silhouette and the matte")
@@ -88,15 +88,18 @@ class Params(StageParams):
     )
     gaussians: int = Field(14_000, ge=100, le=1_000_000, description="number of Gaussians")
     channels: int = Field(
-        32, ge=3, le=256, description="of the half-size image that super-resolution enlarges"
+        32, ge=3, le=256, description="of the small image that super-resolution enlarges"
     )
     features: int = Field(32, ge=1, le=128, description="per Gaussian, read by the networks")
     width: int = Field(32, ge=8, le=1024, description="of the networks' hidden layers")
     super_resolution_width: int = Field(
         0, ge=0, le=256, description="of its hidden layers; 0: Gaussians draw the picture alone"
     )
+    super_resolution_scale: Literal[2, 4] = Field(
+        2, description="by how much it enlarges; paper: 4"
+    )
     sharp: bool = Field(
-        True, description="draw colours at full size, too; the papers enlarge those of half size"
+        True, description="draw colours at full size, too; the papers enlarge small ones"
     )
     geometry: bool = Field(
         True, description="start on the geometry stage's mesh; false: on the face model's"
@@ -161,7 +164,7 @@ def run(inputs: Inputs, params: Params, out: Path) -> None:
     """
     dataset = Dataset(inputs["ingest"], inputs["matting"], inputs["tracking"], inputs.splits)
     lineage = {f"{stage}/{name}": _sha256(inputs[stage] / name) for stage, name in LINEAGE}
-    views = TrainingViews(dataset, inputs.seed)
+    views = TrainingViews(dataset, inputs.seed, params.super_resolution_scale)
     torch.manual_seed(inputs.seed)
     face = TrackedFace.load(inputs["tracking"])
     surface = Surface.load(inputs["geometry"]) if params.geometry else Surface.of_face(face)
@@ -227,7 +230,8 @@ def build(
     head.start_from(neutral)
     poses = [frame.pose for frame in views.frames]
     head.set_ranges(poses, np.stack([frame.expression for frame in views.frames]))
-    return head, SuperResolution(channels, width) if width else None
+    scale = params.super_resolution_scale
+    return head, SuperResolution(channels, width, scale) if width else None
 
 
 def _photos(views: TrainingViews) -> list[Photo]:

@@ -38,7 +38,7 @@ from gha_core.avatar.initialise import (
 from gha_core.avatar.relocation import Shown, relocate, shown
 from gha_core.avatar.rendering import render_colours
 from gha_core.avatar.samples import Batch, TrainingViews
-from gha_core.avatar.super_resolution import MARGIN, SCALE, SuperResolution
+from gha_core.avatar.super_resolution import SuperResolution
 from gha_core.avatar.training import EXPRESSION_BOUND, Corrections
 from gha_core.cameras import Camera, look_at
 from gha_core.checkpoint import FILE, read_checkpoint
@@ -494,24 +494,27 @@ def test_moving_gaussians_to_the_world_agrees_with_the_pose() -> None:
     torch.testing.assert_close(after, torch.tensor(pose.matrix).float() @ before)
 
 
-def test_super_resolution_starts_as_enlargement_and_draws_parts_as_in_the_whole() -> None:
+@pytest.mark.parametrize("scale", [2, 4])
+def test_super_resolution_starts_as_enlargement_and_draws_parts_as_in_the_whole(scale: int) -> None:
     torch.manual_seed(0)
-    network = SuperResolution(6, 8)
-    padded = torch.rand(1, 6, 12 + 2 * MARGIN, 16 + 2 * MARGIN)
+    network = SuperResolution(6, 8, scale)
+    margin = network.margin
+    padded = torch.rand(1, 6, 12 + 2 * margin, 16 + 2 * margin)
     with torch.no_grad():
         start = network(padded)
-        assert start.shape == (1, 3, SCALE * 12, SCALE * 16)
+        assert start.shape == (1, 3, scale * 12, scale * 16)
         logits = torch.logit(padded[:, :3].clamp(2e-3, 1 - 2e-3))
-        enlarged = torch.nn.functional.interpolate(logits, scale_factor=SCALE, mode="bilinear")
-        inner = SCALE * MARGIN
+        enlarged = torch.nn.functional.interpolate(logits, scale_factor=scale, mode="bilinear")
+        inner = scale * margin
         torch.testing.assert_close(
             start, torch.sigmoid(enlarged[..., inner:-inner, inner:-inner]), atol=1e-5, rtol=0
         )
         for parameter in network.parameters():
             parameter.normal_(0, 0.3)
         whole = network(padded)
-        part = network(padded[..., 3 : 3 + 6 + 2 * MARGIN, 5 : 5 + 7 + 2 * MARGIN])
-    torch.testing.assert_close(part, whole[..., 6:18, 10:24], atol=1e-5, rtol=1e-4)
+        part = network(padded[..., 3 : 3 + 6 + 2 * margin, 5 : 5 + 7 + 2 * margin])
+    expected = whole[..., 3 * scale : 9 * scale, 5 * scale : 12 * scale]
+    torch.testing.assert_close(part, expected, atol=1e-5, rtol=1e-4)
 
 
 def test_a_sharp_avatar_starts_as_its_gaussians_at_full_size(trained: Path) -> None:
@@ -801,9 +804,12 @@ def test_what_a_frame_is_corrected_by_is_bounded(subject: Path) -> None:
     [
         {"super_resolution_width": 0, "weights": stage.LossWeights(perceptual=0.1)},
         {"geometry": False, "view_dependence": True},
-        {"expression_networks": False, "attribute_networks": False, "sharp": False},
+        {
+            "expression_networks": False, "attribute_networks": False, "sharp": False,
+            "super_resolution_scale": 4,
+        },
     ],
-)
+)  # fmt: skip
 def test_every_part_can_be_left_out(
     change: dict[str, object], subject: Path, tmp_path: Path
 ) -> None:
@@ -819,6 +825,8 @@ def test_every_part_can_be_left_out(
     picture, _ = avatar.render(_cameras()["front"], *_motion("talk", 1))
     truth = decode_image(_front_picture(subject))
     assert np.abs(picture[8:-8, 8:-8].astype(float) - truth[8:-8, 8:-8]).mean() < 60
+    odd, matte = avatar.render(_cameras()["front"].resized(31, 57), *_motion("talk", 1))
+    assert (odd.shape, matte.shape) == ((57, 31, 3), (57, 31))
 
 
 def _front_picture(subject: Path) -> bytes:

@@ -65,8 +65,8 @@ class Avatar:
         coefficients = torch.as_tensor(np.asarray(expression, np.float32))
         gaussians = self.head(coefficients, self.head.condition(pose))
         world = gaussians.moved(rotation, translation, pose.scale)
-        # An odd size is rendered one pixel larger and cut.
-        width, height = -(-camera.width // SCALE), -(-camera.height // SCALE)
+        # A size that is no multiple of the scale is rendered larger and cut.
+        width, height = -(-camera.width // self._scale), -(-camera.height // self._scale)
         K = torch.from_numpy(camera.K).float()[None]
         w2c = torch.from_numpy(camera.w2c).float()[None]
         drawn, alpha = self._draw(world, K, w2c, width, height)
@@ -80,16 +80,16 @@ class Avatar:
     def _draw(
         self, world: Gaussians, K: Tensor, w2c: Tensor, width: int, height: int
     ) -> tuple[Tensor, Tensor]:
-        """Picture [1, 3, H, W] and alpha [1, 1, H, W], for the half-size ``width`` x ``height``."""
-        size = SCALE * width, SCALE * height
+        """Picture [1, 3, H, W] and alpha [1, 1, H, W], for features of ``width`` x ``height``."""
+        size = self._scale * width, self._scale * height
         if self.super_resolution is None:
             return render_colours(world, K, w2c, [(0, 0)], *size)
-        image = render_features(world, K, w2c, width, height)
+        image = render_features(world, K, w2c, width, height, self._scale)
         if self.sharp:
             colour, alpha = render_colours(world, K, w2c, [(0, 0)], *size)
             return self.super_resolution(image.whole, colour), alpha
         alpha = torch.nn.functional.interpolate(
-            image.alpha, scale_factor=SCALE, mode="bilinear", align_corners=False
+            image.alpha, scale_factor=self._scale, mode="bilinear", align_corners=False
         )
         return self.super_resolution(image.whole), alpha
 
@@ -108,7 +108,7 @@ class Avatar:
                 "super_resolution_width": self.super_resolution.coarse.out_channels
                 if self.super_resolution
                 else 0,
-                "super_resolution_scale": SCALE,
+                "super_resolution_scale": self._scale,
                 "sharp": self.sharp,
             },
             "expression_names": list(self.expression_names),
@@ -143,7 +143,8 @@ class Avatar:
                 sizes = {field.name for field in fields(HeadConfig)} & config.keys()
                 head = GaussianHead(HeadConfig(**{name: config[name] for name in sizes}))
                 width = config["super_resolution_width"]
-                upsampler = SuperResolution(config["channels"], width) if width else None
+                scale = config["super_resolution_scale"]
+                upsampler = SuperResolution(config["channels"], width, scale) if width else None
             avatar = Avatar(
                 head,
                 upsampler,
@@ -177,6 +178,11 @@ class Avatar:
         for module in avatar._parts().values():
             module.eval()
         return avatar
+
+    @property
+    def _scale(self) -> int:
+        """Picture pixels per feature pixel, if there is a feature image."""
+        return self.super_resolution.scale if self.super_resolution else SCALE
 
     def _parts(self) -> dict[str, torch.nn.Module]:
         parts: dict[str, torch.nn.Module] = {"head": self.head}

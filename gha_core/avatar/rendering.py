@@ -1,4 +1,4 @@
-"""Gaussians to pictures: splat features at half size, then the super-resolution network.
+"""Gaussians to pictures: splat features at a small size, then the super-resolution network.
 
 What is finer than a feature pixel the network could only guess. Where the avatar is ``sharp``, the
 Gaussians' colours are splatted at full size, too, and the network adds to those.
@@ -12,34 +12,36 @@ import torch
 from torch import Tensor
 
 from gha_core.avatar.head import Gaussians
-from gha_core.avatar.super_resolution import MARGIN, SCALE
+from gha_core.avatar.super_resolution import margin
 from gha_core.splatting import rasterize_gaussians
 
 
 @dataclass(frozen=True)
 class FeatureImage:
-    """B half-size views of h x w pixels.
+    """B views at the features' size, h x w pixels.
 
     Attributes:
-        padded: [B, h + 2 MARGIN, w + 2 MARGIN, C] over white, with the surroundings that the
+        padded: [B, h + 2 margin, w + 2 margin, C] over white, with the surroundings that the
             super-resolution network looks at.
         alpha: [B, 1, h, w].
+        margin: width of the surroundings, px.
     """
 
     padded: Tensor
     alpha: Tensor
+    margin: int
 
     @property
     def colour(self) -> Tensor:
         """[B, 3, h, w] the first three channels: a small picture, not clamped."""
         # Channels first: the gradient of every cut fills a tensor as large as what was cut.
-        planes = self.padded[..., :3]
-        return planes[:, MARGIN:-MARGIN, MARGIN:-MARGIN].permute(0, 3, 1, 2)
+        inner = slice(self.margin, -self.margin)
+        return self.padded[..., :3][:, inner, inner].permute(0, 3, 1, 2)
 
     def window(self, corners: list[tuple[int, int]], height: int, width: int) -> Tensor:
         """The part of each view whose upper left feature pixel is given (row, column), with its
         surroundings, as the super-resolution network wants it."""
-        tall, wide = height + 2 * MARGIN, width + 2 * MARGIN
+        tall, wide = height + 2 * self.margin, width + 2 * self.margin
         parts = [
             self.padded[index : index + 1, top : top + tall, left : left + wide]
             for index, (top, left) in enumerate(corners)
@@ -53,22 +55,24 @@ class FeatureImage:
 
 
 def render_features(
-    gaussians: Gaussians, K: Tensor, w2c: Tensor, width: int, height: int
+    gaussians: Gaussians, K: Tensor, w2c: Tensor, width: int, height: int, scale: int
 ) -> FeatureImage:
-    """Splat Gaussians of the world at half size.
+    """Splat Gaussians of the world at the features' size.
 
     Args:
         K: [B, 3, 3] of the full-size pictures; w2c: [B, 4, 4].
-        width, height: w and h of the half-size image, px.
+        width, height: w and h of the feature image, px.
+        scale: picture pixels per feature pixel, along each side.
     """
     background = torch.zeros(gaussians.channels.shape[1])
     background[:3] = 1.0  # white
-    half = K.clone()
-    half[:, :2] /= SCALE
-    half[:, :2, 2] += MARGIN
-    size = width + 2 * MARGIN, height + 2 * MARGIN
-    features, alpha = _splat(gaussians, half, w2c, *size, background)
-    return FeatureImage(features, alpha[:, None, MARGIN:-MARGIN, MARGIN:-MARGIN])
+    border = margin(scale)
+    small = K.clone()
+    small[:, :2] /= scale
+    small[:, :2, 2] += border
+    size = width + 2 * border, height + 2 * border
+    features, alpha = _splat(gaussians, small, w2c, *size, background)
+    return FeatureImage(features, alpha[:, None, border:-border, border:-border], border)
 
 
 def render_colours(

@@ -34,12 +34,12 @@ class Frame:
 
 @dataclass(frozen=True)
 class Batch:
-    """B views of one frame, W x H pixels (even), the features being half that.
+    """B views of one frame, W x H pixels, and the same at the features' size, w x h.
 
     Attributes:
         K: [B, 3, 3]; w2c: [B, 4, 4].
-        truth: [B, 3, H, W] uint8 on white; small: [B, 3, H/2, W/2] float in 0..1.
-        alpha: [B, 1, H/2, W/2] matte.
+        truth: [B, 3, H, W] uint8 on white; small: [B, 3, h, w] float in 0..1.
+        alpha: [B, 1, h, w] matte.
         weight: [B, 1, H, W] 1 inside the photo, 0 beyond its edge; small_weight likewise.
         focus: per view the pixel (x, y) about which to look closely.
     """
@@ -53,11 +53,16 @@ class Batch:
     small_weight: Tensor
     focus: list[tuple[float, float]]
 
+    @property
+    def scale(self) -> int:
+        """Picture pixels per feature pixel, along each side."""
+        return self.truth.shape[-1] // self.alpha.shape[-1]
+
 
 @dataclass(frozen=True)
 class _Decoded:
-    """One view: picture [3, H, W] uint8 on white, and at half size small [3, h, w] and alpha
-    [1, h, w] float in 0..1."""
+    """One view: picture [3, H, W] uint8 on white, and at the features' size small [3, h, w] and
+    alpha [1, h, w] float in 0..1."""
 
     picture: Tensor
     small: Tensor
@@ -67,12 +72,15 @@ class _Decoded:
 class TrainingViews:
     """The training rows of a dataset, and batches of them. Test rows are never read.
 
+    Args:
+        scale: picture pixels per feature pixel, along each side.
+
     Raises:
         StageError: no training row, or cameras whose pictures differ in size.
     """
 
-    def __init__(self, dataset: Dataset, seed: int) -> None:
-        self._dataset, self.seed = dataset, seed
+    def __init__(self, dataset: Dataset, seed: int, scale: int = SCALE) -> None:
+        self._dataset, self.seed, self._scale = dataset, seed, scale
         rows: OrderedDict[tuple[str, int], list[View]] = OrderedDict()
         for view in dataset.train:
             rows.setdefault((view.sequence, view.timestep), []).append(view)
@@ -93,7 +101,7 @@ class TrainingViews:
                 f"The cameras store frames of different sizes: {sorted(sizes)}. Ingest them at one."
             )
         width, height = sizes.pop()
-        self.width, self.height = width // SCALE * SCALE, height // SCALE * SCALE
+        self.width, self.height = width // scale * scale, height // scale * scale
         self._cache: OrderedDict[Key, _Decoded] = OrderedDict()
         self._capacity = max(CACHE_BYTES // (7 * width * height), 1)
         self._inside: dict[bytes, Tensor] = {}
@@ -117,8 +125,8 @@ class TrainingViews:
                 torch.from_numpy(image[: self.height, : self.width]) for image in self.picture(view)
             )
             planes = picture.permute(2, 0, 1).contiguous()
-            small = F.avg_pool2d(planes.float() / 255, SCALE)
-            alpha = F.avg_pool2d(matte[None].float() / 255, SCALE)
+            small = F.avg_pool2d(planes.float() / 255, self._scale)
+            alpha = F.avg_pool2d(matte[None].float() / 255, self._scale)
             self._cache[key] = _Decoded(planes, small, alpha)
             if len(self._cache) > self._capacity:
                 self._cache.popitem(last=False)
@@ -151,7 +159,7 @@ class TrainingViews:
             small=torch.stack([each.small for each in decoded]),
             alpha=torch.stack([each.alpha for each in decoded]),
             weight=weight,
-            small_weight=(F.avg_pool2d(weight, SCALE) == 1).float(),
+            small_weight=(F.avg_pool2d(weight, self._scale) == 1).float(),
             focus=[self._focus(frame, view, rng) for view in views],
         )
 
@@ -166,7 +174,7 @@ class TrainingViews:
         if not len(shown):
             return self.width / 2, self.height / 2
         row, column = shown[rng.integers(len(shown))].tolist()
-        return SCALE * (column + 0.5), SCALE * (row + 0.5)
+        return self._scale * (column + 0.5), self._scale * (row + 0.5)
 
     def _inside_photo(self, view: View) -> Tensor:
         """[1, H, W] 1 inside the photo, 0 beyond its edge."""

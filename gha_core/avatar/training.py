@@ -22,7 +22,7 @@ from gha_core.avatar.milestones import keep, milestones
 from gha_core.avatar.relocation import Shown, relocate, shown
 from gha_core.avatar.rendering import render_colours, render_features
 from gha_core.avatar.samples import Batch, Frame, TrainingViews
-from gha_core.avatar.super_resolution import SCALE, SuperResolution
+from gha_core.avatar.super_resolution import SuperResolution
 from gha_core.checkpoint import (
     Checkpoint,
     optimiser_tensors,
@@ -78,7 +78,7 @@ class TrainingConfig:
     Attributes:
         steps: in all; views: per step, drawn side by side.
         final_rate: the learning rates fall exponentially to this share.
-        crop: side of the part of each picture that is drawn at full size, px; the half-size
+        crop: side of the part of each picture that is drawn at full size, px; the small
             picture that a super-resolution network reads is always whole.
         sharp: whether colours are drawn at full size (see :mod:`gha_core.avatar.rendering`).
         relocations: how often, evenly over the first half, Gaussians that hardly show are moved to
@@ -193,7 +193,7 @@ def train(
             _check_finite(modules.named_parameters(), step, frame)
             _check_finite(leaves.items(), step, frame)
             raise
-        # The costly term in every other step, in turns at half and at full size if both are drawn.
+        # The costly term in every other step, in turns small and at full size if both are drawn.
         kinds = KINDS if drawn.small is not None else KINDS[1:]
         kind = None if step % 2 else kinds[(step // 2 + place) % len(kinds)]
         terms = loss_terms(drawn, perceptual, kind)
@@ -342,8 +342,9 @@ class Drawn:
 
     Attributes:
         picture, truth: [B, 3, s, s], a part of every view at full size; weight: [B, 1, s, s].
-        alpha, matte: [B, 1, h, w] at half size; inside: [B, 1, h, w], where they count.
-        small: the half-size picture and its truth [B, 3, h, w]; None if it was not drawn.
+        alpha, matte: [B, 1, h, w] at the features' size; inside: [B, 1, h, w], where they
+            count.
+        small: the small picture and its truth [B, 3, h, w]; None if it was not drawn.
     """
 
     picture: Tensor
@@ -362,37 +363,38 @@ def _draw(
     super_resolution: SuperResolution | None,
 ) -> Drawn:
     """The ``config.crop`` px about the focus of each view, as far as the picture reaches, and with
-    a super-resolution network the whole half-size picture that it needs anyway.
+    a super-resolution network the whole small picture that it needs anyway.
 
     Most of a view's time goes into full-size pixels, and a part of them teaches nearly as much.
     """
-    height, width = (length // SCALE for length in batch.truth.shape[-2:])
-    tall, wide = min(config.crop // SCALE, height), min(config.crop // SCALE, width)
+    scale = batch.scale
+    height, width = batch.alpha.shape[-2:]
+    tall, wide = min(config.crop // scale, height), min(config.crop // scale, width)
     corners = []
     for x, y in batch.focus:
-        top = min(max(round(y / SCALE - tall / 2), 0), height - tall)
-        left = min(max(round(x / SCALE - wide / 2), 0), width - wide)
+        top = min(max(round(y / scale - tall / 2), 0), height - tall)
+        left = min(max(round(x / scale - wide / 2), 0), width - wide)
         corners.append((top, left))
 
-    def part(pictures: Tensor, scale: int) -> Tensor:
+    def part(pictures: Tensor, times: int) -> Tensor:
         windows = [
-            picture[:, scale * top : scale * (top + tall), scale * left : scale * (left + wide)]
+            picture[:, times * top : times * (top + tall), times * left : times * (left + wide)]
             for picture, (top, left) in zip(pictures, corners, strict=True)
         ]
         return torch.stack(windows)
 
     def colours() -> tuple[Tensor, Tensor]:
-        places = [(SCALE * top, SCALE * left) for top, left in corners]
-        size = SCALE * wide, SCALE * tall
+        places = [(scale * top, scale * left) for top, left in corners]
+        size = scale * wide, scale * tall
         return render_colours(gaussians, batch.K, batch.w2c, places, *size)
 
-    truth, weight = part(batch.truth, SCALE).float() / 255, part(batch.weight, SCALE)
+    truth, weight = part(batch.truth, scale).float() / 255, part(batch.weight, scale)
     if super_resolution is None:
         picture, alpha = colours()
         matte, inside = part(batch.alpha, 1), part(batch.small_weight, 1)
-        alpha = F.avg_pool2d(alpha, SCALE)
+        alpha = F.avg_pool2d(alpha, scale)
         return Drawn(picture.contiguous(), truth, weight, alpha, matte, inside)
-    image = render_features(gaussians, batch.K, batch.w2c, width, height)
+    image = render_features(gaussians, batch.K, batch.w2c, width, height, scale)
     colour = colours()[0] if config.sharp else None
     picture = super_resolution(image.window(corners, tall, wide), colour)
     return Drawn(
