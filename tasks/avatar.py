@@ -135,6 +135,13 @@ class Params(StageParams):
         ge=32,
         description="side of the part of each picture that a step draws at full size, px",
     )
+    scale_augmentation: float = Field(
+        0.0,
+        ge=0,
+        le=1,
+        description="super-resolution learns with features shrunk or enlarged by up to this share; "
+        "paper: 0.25",
+    )
     final_rate: float = Field(0.1, gt=0, le=1, description="learning rates fall to this share")
     rates: LearningRates = Field(LearningRates(), description="learning rates")
     weights: LossWeights = Field(LossWeights(), description="weights of the losses")
@@ -164,7 +171,9 @@ def run(inputs: Inputs, params: Params, out: Path) -> None:
     """
     dataset = Dataset(inputs["ingest"], inputs["matting"], inputs["tracking"], inputs.splits)
     lineage = {f"{stage}/{name}": _sha256(inputs[stage] / name) for stage, name in LINEAGE}
-    views = TrainingViews(dataset, inputs.seed, params.super_resolution_scale)
+    views = TrainingViews(
+        dataset, inputs.seed, params.super_resolution_scale, params.scale_augmentation
+    )
     torch.manual_seed(inputs.seed)
     face = TrackedFace.load(inputs["tracking"])
     surface = Surface.load(inputs["geometry"]) if params.geometry else Surface.of_face(face)

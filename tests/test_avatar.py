@@ -40,6 +40,7 @@ from gha_core.avatar.rendering import render_colours
 from gha_core.avatar.samples import Batch, TrainingViews
 from gha_core.avatar.super_resolution import SuperResolution
 from gha_core.avatar.training import EXPRESSION_BOUND, Corrections
+from gha_core.avatar.windows import Window
 from gha_core.cameras import Camera, look_at
 from gha_core.checkpoint import FILE, read_checkpoint
 from gha_core.dataset import Dataset
@@ -517,6 +518,39 @@ def test_super_resolution_starts_as_enlargement_and_draws_parts_as_in_the_whole(
     torch.testing.assert_close(part, expected, atol=1e-5, rtol=1e-4)
 
 
+@pytest.mark.parametrize("zoom", [0.8, 0.93, 1.0, 1.25])
+def test_a_zoomed_window_of_features_and_of_pictures_is_the_same_place(zoom: float) -> None:
+    """Planes that tell where they are: bilinear sampling keeps them exactly."""
+    scale, height, width, border = 4, 20, 24, 3
+
+    def places(tall: int, wide: int, times: int, rim: int) -> torch.Tensor:
+        y = (torch.arange(tall + 2 * rim) + 0.5 - rim) / times
+        x = (torch.arange(wide + 2 * rim) + 0.5 - rim) / times
+        return torch.stack(torch.meshgrid(y, x, indexing="ij"))[None]
+
+    pictures = places(scale * height, scale * width, scale, 0)
+    features = places(height, width, 1, border)
+    for focus in ((0.0, 0.0), (50.0, 31.0), (96.0, 80.0)):
+        window = Window.about([focus], 32, height, width, scale, zoom)
+        assert (window.height, window.width) == (8, 8)
+        shown = window.of_pictures(pictures)
+        read = window.of_features(features, border)
+        assert shown.shape[-2:] == (32, 32)
+        assert read.shape[-2:] == (14, 14)
+        step = torch.tensor(1 / zoom)
+        torch.testing.assert_close(read[0, 0, 1:] - read[0, 0, :-1], step.expand(13, 14))
+        small = torch.nn.functional.avg_pool2d(shown, scale)
+        torch.testing.assert_close(read[..., border:-border, border:-border], small)
+        corner = torch.tensor(window.places[0]) / scale / zoom
+        torch.testing.assert_close(shown[0, :, 0, 0], corner + 0.5 / scale / zoom)
+    whole = Window.about([(0.0, 0.0)], 800, height, width, scale, zoom)
+    read, (top, left) = whole.of_features(features, border)[0], whole.corners[0]
+    torch.testing.assert_close(
+        read[:, border, border] - 0.5 / zoom, torch.tensor([top, left]) + 0.0
+    )
+    assert whole.height / zoom > height - 4
+
+
 def test_a_sharp_avatar_starts_as_its_gaussians_at_full_size(trained: Path) -> None:
     avatar = replace(Avatar.load(trained), super_resolution=SuperResolution(8, 8), sharp=True)
     camera, (pose, expression) = _cameras()["left"], _motion("held", 1)
@@ -806,7 +840,7 @@ def test_what_a_frame_is_corrected_by_is_bounded(subject: Path) -> None:
         {"geometry": False, "view_dependence": True},
         {
             "expression_networks": False, "attribute_networks": False, "sharp": False,
-            "super_resolution_scale": 4,
+            "super_resolution_scale": 4, "scale_augmentation": 0.25,
         },
     ],
 )  # fmt: skip

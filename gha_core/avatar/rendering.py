@@ -6,6 +6,7 @@ Gaussians' colours are splatted at full size, too, and the network adds to those
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -38,16 +39,6 @@ class FeatureImage:
         inner = slice(self.margin, -self.margin)
         return self.padded[..., :3][:, inner, inner].permute(0, 3, 1, 2)
 
-    def window(self, corners: list[tuple[int, int]], height: int, width: int) -> Tensor:
-        """The part of each view whose upper left feature pixel is given (row, column), with its
-        surroundings, as the super-resolution network wants it."""
-        tall, wide = height + 2 * self.margin, width + 2 * self.margin
-        parts = [
-            self.padded[index : index + 1, top : top + tall, left : left + wide]
-            for index, (top, left) in enumerate(corners)
-        ]
-        return torch.cat(parts).permute(0, 3, 1, 2)
-
     @property
     def whole(self) -> Tensor:
         """All of every view, as the super-resolution network wants it."""
@@ -79,7 +70,7 @@ def render_colours(
     gaussians: Gaussians,
     K: Tensor,
     w2c: Tensor,
-    corners: list[tuple[int, int]],
+    corners: Sequence[tuple[float, float]],
     width: int,
     height: int,
 ) -> tuple[Tensor, Tensor]:

@@ -41,7 +41,8 @@ class Batch:
         truth: [B, 3, H, W] uint8 on white; small: [B, 3, h, w] float in 0..1.
         alpha: [B, 1, h, w] matte.
         weight: [B, 1, H, W] 1 inside the photo, 0 beyond its edge; small_weight likewise.
-        focus: per view the pixel (x, y) about which to look closely.
+        focus: per view the pixel (x, y) about which to look closely; zoom: how much larger, when
+            there is a super-resolution network.
     """
 
     K: Tensor
@@ -52,6 +53,7 @@ class Batch:
     weight: Tensor
     small_weight: Tensor
     focus: list[tuple[float, float]]
+    zoom: float = 1.0
 
     @property
     def scale(self) -> int:
@@ -74,13 +76,17 @@ class TrainingViews:
 
     Args:
         scale: picture pixels per feature pixel, along each side.
+        augmentation: views are zoomed by 1 / (1 + this) to 1 + this.
 
     Raises:
         StageError: no training row, or cameras whose pictures differ in size.
     """
 
-    def __init__(self, dataset: Dataset, seed: int, scale: int = SCALE) -> None:
+    def __init__(
+        self, dataset: Dataset, seed: int, scale: int = SCALE, augmentation: float = 0.0
+    ) -> None:
         self._dataset, self.seed, self._scale = dataset, seed, scale
+        self._augmentation = augmentation
         rows: OrderedDict[tuple[str, int], list[View]] = OrderedDict()
         for view in dataset.train:
             rows.setdefault((view.sequence, view.timestep), []).append(view)
@@ -161,6 +167,7 @@ class TrainingViews:
             weight=weight,
             small_weight=(F.avg_pool2d(weight, self._scale) == 1).float(),
             focus=[self._focus(frame, view, rng) for view in views],
+            zoom=(1 + self._augmentation) ** rng.uniform(-1, 1) if self._augmentation else 1.0,
         )
 
     def _focus(self, frame: Frame, view: View, rng: np.random.Generator) -> tuple[float, float]:

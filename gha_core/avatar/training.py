@@ -23,6 +23,7 @@ from gha_core.avatar.relocation import Shown, relocate, shown
 from gha_core.avatar.rendering import render_colours, render_features
 from gha_core.avatar.samples import Batch, Frame, TrainingViews
 from gha_core.avatar.super_resolution import SuperResolution
+from gha_core.avatar.windows import Window
 from gha_core.checkpoint import (
     Checkpoint,
     optimiser_tensors,
@@ -367,36 +368,27 @@ def _draw(
 
     Most of a view's time goes into full-size pixels, and a part of them teaches nearly as much.
     """
-    scale = batch.scale
     height, width = batch.alpha.shape[-2:]
-    tall, wide = min(config.crop // scale, height), min(config.crop // scale, width)
-    corners = []
-    for x, y in batch.focus:
-        top = min(max(round(y / scale - tall / 2), 0), height - tall)
-        left = min(max(round(x / scale - wide / 2), 0), width - wide)
-        corners.append((top, left))
-
-    def part(pictures: Tensor, times: int) -> Tensor:
-        windows = [
-            picture[:, times * top : times * (top + tall), times * left : times * (left + wide)]
-            for picture, (top, left) in zip(pictures, corners, strict=True)
-        ]
-        return torch.stack(windows)
+    zoom = batch.zoom if super_resolution is not None else 1.0
+    window = Window.about(batch.focus, config.crop, height, width, batch.scale, zoom)
 
     def colours() -> tuple[Tensor, Tensor]:
-        places = [(scale * top, scale * left) for top, left in corners]
-        size = scale * wide, scale * tall
-        return render_colours(gaussians, batch.K, batch.w2c, places, *size)
+        K = batch.K.clone()
+        K[:, :2] *= zoom
+        size = batch.scale * window.width, batch.scale * window.height
+        return render_colours(gaussians, K, batch.w2c, window.places, *size)
 
-    truth, weight = part(batch.truth, scale).float() / 255, part(batch.weight, scale)
+    truth = window.of_pictures(batch.truth).float() / 255
+    # Resampled, the photo's edge is a slope.
+    weight = (window.of_pictures(batch.weight) > 0.999).float()
     if super_resolution is None:
         picture, alpha = colours()
-        matte, inside = part(batch.alpha, 1), part(batch.small_weight, 1)
-        alpha = F.avg_pool2d(alpha, scale)
+        matte, inside = window.of_features(batch.alpha), window.of_features(batch.small_weight)
+        alpha = F.avg_pool2d(alpha, batch.scale)
         return Drawn(picture.contiguous(), truth, weight, alpha, matte, inside)
-    image = render_features(gaussians, batch.K, batch.w2c, width, height, scale)
+    image = render_features(gaussians, batch.K, batch.w2c, width, height, batch.scale)
     colour = colours()[0] if config.sharp else None
-    picture = super_resolution(image.window(corners, tall, wide), colour)
+    picture = super_resolution(window.of_features(image.whole, image.margin), colour)
     return Drawn(
         picture, truth, weight, image.alpha, batch.alpha, batch.small_weight,
         (image.colour, batch.small),
