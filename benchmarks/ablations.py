@@ -48,6 +48,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "no structural loss": {"weights": {"structure": 0.0}},
     "no pose correction": {"rates": {"pose_correction": 0.0}},
     "expression correction": {"rates": {"expression_correction": 5e-3}},
+    "camera colours": {"rates": {"camera_colour": 1e-3}},
     "colours that depend on the view": {"view_dependence": True},
     "no pose shading": {"pose_shading": False},
     "no relocation": {"relocations": 0},

@@ -105,6 +105,7 @@ def pictures(step: int, views: int, size: int, scale: int = SCALE) -> list[Batch
                 weight=torch.ones(1, 1, size, size),
                 small_weight=torch.ones(1, 1, small, small),
                 focus=[(size / 2, size / 2)],
+                cameras=(view,),
             )
         )  # fmt: skip
     return batches

@@ -39,6 +39,7 @@ class Noise:
 
     def __init__(self, size: int, frames: int = 4, views: int = VIEWS, scale: int = SCALE) -> None:
         self.width = self.height = size
+        self.cameras = [str(view) for view in range(views)]
         self.frames = [moment(index) for index in range(frames)]
         self._pictures = [pictures(index, views, size, scale) for index in range(frames)]
         self.began: list[float] = []

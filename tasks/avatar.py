@@ -64,6 +64,9 @@ class LearningRates(StageParams):
     expression_correction: float = Field(
         0.0, ge=0, description="of each training frame's expression coefficients; 0 = none"
     )
+    camera_colour: float = Field(
+        0.0, ge=0, description="of each training camera's difference in colour; 0 = none"
+    )
 
 
 class LossWeights(StageParams):

@@ -66,6 +66,7 @@ TINY = stage.Params(
     super_resolution_width=8,
     crop=32,
     relocations=2,
+    rates=stage.LearningRates(camera_colour=1e-3),
     checkpoint_seconds=0.0,
 )
 
@@ -825,12 +826,66 @@ def test_what_a_picture_shows_of_the_gaussians_is_their_share_of_its_pixels() ->
 
 def test_what_a_frame_is_corrected_by_is_bounded(subject: Path) -> None:
     frame = _train_views(subject).frames[1]
-    corrections = Corrections(4, 3)
+    corrections = Corrections(4, 3, 2)
     np.testing.assert_array_equal(corrections.expression(frame).detach(), frame.expression)
     with torch.no_grad():
         corrections.expressions[1] = torch.tensor([-50.0, 0.001, 50.0])
     change = corrections.expression(frame).detach().numpy() - frame.expression
     np.testing.assert_allclose(change, [-EXPRESSION_BOUND, 0.001, EXPRESSION_BOUND], atol=1e-4)
+
+
+def test_colours_of_cameras_are_told_against_their_mean_and_leave_what_is_behind_white() -> None:
+    corrections = Corrections(1, 3, 3)
+    with torch.no_grad():
+        corrections.colours.normal_()
+    person = torch.rand(1, 3, 4, 5)
+    alpha = torch.rand(1, 1, 4, 5)
+    alpha[..., 0, 0] = 0
+    picture = alpha * person + 1 - alpha
+    seen = torch.cat([corrections.seen_by([index], picture, alpha) for index in range(3)])
+    torch.testing.assert_close(seen.mean(0, keepdim=True), picture)
+    torch.testing.assert_close(seen[..., 0, 0], torch.ones(3, 3))
+    A, b = (corrections.colours[1] - corrections.colours.mean(0)).split([3, 1], 1)
+    tinted = person + torch.einsum("ij,bjhw->bihw", A, person) + b[:, :, None]
+    torch.testing.assert_close(seen[1:2], alpha * tinted + 1 - alpha)
+
+
+def test_cameras_that_see_other_colours_are_found_and_do_not_colour_the_avatar(
+    subject: Path, tmp_path: Path
+) -> None:
+    tint = {"front": np.array([1.2, 1.0, 0.8]), "left": np.array([0.8, 1.0, 1.2])}
+    other = tmp_path / "other"
+    shutil.copytree(subject, other)
+    rows = list(read_rows(other / "ingest/frames.parquet", schemas.FRAMES))
+    for row in rows:
+        if row["camera"] in tint:
+            seen = decode_image(row["image"]) * tint[row["camera"]]
+            row["image"] = encode_png(seen.clip(0, 255).astype(np.uint8))
+    write_table(other / "ingest/frames.parquet", schemas.FRAMES, rows)
+    params = TINY.model_copy(
+        update={"steps": 60, "super_resolution_width": 0, "crop": 48, "relocations": 0}
+    )
+    wrong, found = [], []
+    for rate in (0.0, 0.02):
+        rates = stage.LearningRates(camera_colour=rate)
+        out, inputs = tmp_path / f"out{rate}", _inputs(other, tmp_path / f"work{rate}")
+        out.mkdir()
+        stage.run(inputs, params.model_copy(update={"rates": rates}), out)
+        avatar = Avatar.load(out)
+        dataset = Dataset(subject / "ingest", subject / "matting", subject / "tracking", SPLITS)
+        errors = []
+        for view in (each for each in dataset.test if each.camera == "right"):
+            image, _ = avatar.render(dataset.cameras["right"], view.pose, view.expression)
+            inside = dataset.alpha(view) > 0
+            off = image.astype(float)[inside] - dataset.image(view)[inside]
+            errors.append(np.abs(off[:, 0] - off[:, 2]).mean())  # too red for its blue
+        wrong.append(np.mean(errors))
+        colours = load_file(inputs.work / FILE)["model.corrections.colours"]
+        grey = torch.tensor([0.5, 0.5, 0.5, 1.0])
+        found.append(((colours[0] - colours[1]) / 2 @ grey).numpy())
+    assert wrong[1] < 0.75 * wrong[0]
+    np.testing.assert_array_equal(found[0], 0)
+    np.testing.assert_allclose(found[1], [0.1, 0.0, -0.1], atol=0.03)
 
 
 @pytest.mark.parametrize(

@@ -37,7 +37,7 @@ class Batch:
     """B views of one frame, W x H pixels, and the same at the features' size, w x h.
 
     Attributes:
-        K: [B, 3, 3]; w2c: [B, 4, 4].
+        K: [B, 3, 3]; w2c: [B, 4, 4]; cameras: their numbers among the training cameras.
         truth: [B, 3, H, W] uint8 on white; small: [B, 3, h, w] float in 0..1.
         alpha: [B, 1, h, w] matte.
         weight: [B, 1, H, W] 1 inside the photo, 0 beyond its edge; small_weight likewise.
@@ -54,6 +54,7 @@ class Batch:
     small_weight: Tensor
     focus: list[tuple[float, float]]
     zoom: float = 1.0
+    cameras: tuple[int, ...] = (0,)
 
     @property
     def scale(self) -> int:
@@ -100,8 +101,10 @@ class TrainingViews:
             self.frames.append(
                 Frame(len(self.frames), first.pose, first.expression, first.landmarks, tuple(views))
             )
-        used = {view.camera for view in dataset.train}
-        sizes = {(dataset.cameras[name].width, dataset.cameras[name].height) for name in used}
+        self.cameras = sorted({view.camera for view in dataset.train})
+        sizes = {
+            (dataset.cameras[name].width, dataset.cameras[name].height) for name in self.cameras
+        }
         if len(sizes) > 1:
             raise StageError(
                 f"The cameras store frames of different sizes: {sorted(sizes)}. Ingest them at one."
@@ -168,6 +171,7 @@ class TrainingViews:
             small_weight=(F.avg_pool2d(weight, self._scale) == 1).float(),
             focus=[self._focus(frame, view, rng) for view in views],
             zoom=(1 + self._augmentation) ** rng.uniform(-1, 1) if self._augmentation else 1.0,
+            cameras=tuple(self.cameras.index(view.camera) for view in views),
         )
 
     def _focus(self, frame: Frame, view: View, rng: np.random.Generator) -> tuple[float, float]:

@@ -6,7 +6,7 @@ import time
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import reduce
 from pathlib import Path
 from statistics import fmean
@@ -59,6 +59,7 @@ class Rates:
     super_resolution: float = 2e-3
     pose_correction: float = 5e-5
     expression_correction: float = 0.0
+    camera_colour: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -106,12 +107,15 @@ class TrainingConfig:
 
 class Corrections(nn.Module):
     """What tracking missed of every training frame: a small turn (rad) and shift (head lengths),
-    and a change of at most EXPRESSION_BOUND of each expression. Test frames are not corrected."""
+    and a change of at most EXPRESSION_BOUND of each expression; and by how much every training
+    camera's colours differ from what all cameras see on average. The finished avatar knows nothing
+    of them: test frames are not corrected, and unknown cameras see the mean colours."""
 
-    def __init__(self, frames: int, expressions: int) -> None:
+    def __init__(self, frames: int, expressions: int, cameras: int) -> None:
         super().__init__()
         self.poses = nn.Parameter(torch.zeros(frames, 6))
         self.expressions = nn.Parameter(torch.zeros(frames, expressions))
+        self.colours = nn.Parameter(torch.zeros(cameras, 3, 4))
 
     def pose(self, frame: Frame) -> tuple[Tensor, Tensor]:
         """Rotation quaternion [4] and translation [3] m of a frame's head in the world."""
@@ -125,6 +129,17 @@ class Corrections(nn.Module):
         """[E] coefficients of a frame."""
         change = EXPRESSION_BOUND * torch.tanh(self.expressions[frame.index] / EXPRESSION_BOUND)
         return torch.from_numpy(frame.expression) + change
+
+    def seen_by(self, cameras: Sequence[int], picture: Tensor, alpha: Tensor) -> Tensor:
+        """Pictures [B, 3, H, W] over white in the colours of these B cameras.
+
+        A colour c becomes (I + A) c + b, with the 3 x 4 numbers [A, b] of each camera less their
+        mean over all cameras, so that colours which all cameras share stay the avatar's own. What
+        is behind the person (alpha [B, 1, H, W] < 1) stays white: the footage was matted.
+        """
+        drift = (self.colours - self.colours.mean(0))[list(cameras)]
+        person = torch.cat([picture - (1 - alpha), alpha], 1)
+        return picture + torch.einsum("bij,bjhw->bihw", drift, person)
 
 
 def train(
@@ -151,14 +166,19 @@ def train(
         StageError: a loss or parameter is NaN or infinite; names step, tensor and frame. The last
             checkpoint, written before, stays.
     """
-    corrections = Corrections(len(views.frames), head.config.expressions)
+    cameras = len(views.cameras)
+    corrections = Corrections(len(views.frames), head.config.expressions, cameras)
     modules = nn.ModuleDict({"head": head, "corrections": corrections})
     if super_resolution is not None:
         modules["super_resolution"] = super_resolution
     drawing = [] if super_resolution is None else list(super_resolution.parameters())
     corrections.poses.requires_grad_(config.rates.pose_correction > 0)
     corrections.expressions.requires_grad_(config.rates.expression_correction > 0)
-    own = [each for part in (head, corrections) for each in part.parameters() if each.requires_grad]
+    corrections.colours.requires_grad_(config.rates.camera_colour > 0)
+    # What pictures depend on beside the Gaussians in the world, and what those depend on.
+    beside = [*drawing, *([corrections.colours] if corrections.colours.requires_grad else [])]
+    own = [*head.parameters(), corrections.poses, corrections.expressions]
+    own = [each for each in own if each.requires_grad]
     optimiser = _optimiser(head, drawing, corrections, config.rates)
     history: History = []
     start = 0
@@ -190,6 +210,8 @@ def train(
         leaves = {name: part.detach().requires_grad_() for name, part in world.tensors().items()}
         try:
             drawn = _draw(Gaussians(**leaves), batch, config, super_resolution)
+            if corrections.colours.requires_grad:
+                drawn = drawn.seen_by(corrections, batch.cameras)
         except NotFiniteError:
             _check_finite(modules.named_parameters(), step, frame)
             _check_finite(leaves.items(), step, frame)
@@ -207,7 +229,7 @@ def train(
             _check_finite(leaves.items(), step, frame)
             _check_finite(terms.items(), step, frame)
         gradients = torch.autograd.grad(
-            share * loss, [*leaves.values(), *drawing], allow_unused=True
+            share * loss, [*leaves.values(), *beside], allow_unused=True
         )
         return Lesson({name: float(term.detach()) for name, term in terms.items()}, gradients)
 
@@ -268,7 +290,7 @@ def train(
             for parameter, *gradients in zip(own, *learned, strict=True):
                 parameter.grad = _total(gradients)
             tails = [lesson.gradients[len(worlds[0].tensors()) :] for lesson in drawn]
-            for parameter, *gradients in zip(drawing, *tails, strict=True):
+            for parameter, *gradients in zip(beside, *tails, strict=True):
                 parameter.grad = _total(gradients)
             check_gradients(step, frames[0])
             for group, rate in zip(optimiser.param_groups, base, strict=True):
@@ -288,7 +310,7 @@ def train(
 @dataclass(frozen=True)
 class Lesson:
     """What one view taught: its loss terms, and gradients of the Gaussians in the world and of the
-    parameters of the super-resolution network."""
+    what else the picture depends on."""
 
     terms: Terms
     gradients: tuple[Tensor, ...]
@@ -342,7 +364,8 @@ class Drawn:
     """B views as they were drawn, beside what they should be.
 
     Attributes:
-        picture, truth: [B, 3, s, s], a part of every view at full size; weight: [B, 1, s, s].
+        picture, truth: [B, 3, s, s], a part of every view at full size.
+        weight, cover: [B, 1, s, s] what of it counts, and its alpha.
         alpha, matte: [B, 1, h, w] at the features' size; inside: [B, 1, h, w], where they
             count.
         small: the small picture and its truth [B, 3, h, w]; None if it was not drawn.
@@ -351,10 +374,21 @@ class Drawn:
     picture: Tensor
     truth: Tensor
     weight: Tensor
+    cover: Tensor
     alpha: Tensor
     matte: Tensor
     inside: Tensor
     small: tuple[Tensor, Tensor] | None = None
+
+    def seen_by(self, corrections: Corrections, cameras: Sequence[int]) -> Drawn:
+        """In the colours of the B cameras."""
+        picture = corrections.seen_by(cameras, self.picture, self.cover)
+        if self.small is None:
+            return replace(self, picture=picture)
+        shown, truth = self.small
+        return replace(
+            self, picture=picture, small=(corrections.seen_by(cameras, shown, self.alpha), truth)
+        )
 
 
 def _draw(
@@ -382,15 +416,19 @@ def _draw(
     # Resampled, the photo's edge is a slope.
     weight = (window.of_pictures(batch.weight) > 0.999).float()
     if super_resolution is None:
-        picture, alpha = colours()
+        picture, cover = colours()
         matte, inside = window.of_features(batch.alpha), window.of_features(batch.small_weight)
-        alpha = F.avg_pool2d(alpha, batch.scale)
-        return Drawn(picture.contiguous(), truth, weight, alpha, matte, inside)
+        alpha = F.avg_pool2d(cover, batch.scale)
+        return Drawn(picture.contiguous(), truth, weight, cover, alpha, matte, inside)
     image = render_features(gaussians, batch.K, batch.w2c, width, height, batch.scale)
-    colour = colours()[0] if config.sharp else None
+    if config.sharp:
+        colour, cover = colours()
+    else:
+        colour, size = None, truth.shape[-2:]
+        cover = F.interpolate(window.of_features(image.alpha), size, mode="bilinear")
     picture = super_resolution(window.of_features(image.whole, image.margin), colour)
     return Drawn(
-        picture, truth, weight, image.alpha, batch.alpha, batch.small_weight,
+        picture, truth, weight, cover, image.alpha, batch.alpha, batch.small_weight,
         (image.colour, batch.small),
     )  # fmt: skip
 
@@ -431,6 +469,7 @@ def _optimiser(
     groups.append({"params": drawing, "lr": rates.super_resolution})
     groups.append({"params": [corrections.poses], "lr": rates.pose_correction})
     groups.append({"params": [corrections.expressions], "lr": rates.expression_correction})
+    groups.append({"params": [corrections.colours], "lr": rates.camera_colour})
     return torch.optim.Adam(groups, betas=(0.9, 0.99), eps=1e-15, fused=True)
 
 
