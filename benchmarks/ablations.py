@@ -51,6 +51,8 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "camera colours": {"rates": {"camera_colour": 1e-3}},
     "colours that depend on the view": {"view_dependence": True},
     "no pose shading": {"pose_shading": False},
+    "warm-up of 100 steps": {"warm_up": 100},
+    "frames of rare expressions more often": {"rare_expressions": 0.5},
     "no relocation": {"relocations": 0},
     "radii of squared distances (0.32, 0.5)": {"reach": [0.316, 0.5]},
 }

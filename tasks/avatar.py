@@ -146,6 +146,14 @@ class Params(StageParams):
         "paper: 0.25",
     )
     final_rate: float = Field(0.1, gt=0, le=1, description="learning rates fall to this share")
+    warm_up: int = Field(0, ge=0, description="steps over which the learning rates rise at first")
+    rare_expressions: float = Field(
+        0.0,
+        ge=0,
+        le=1,
+        description="0: every frame is seen as often; 1: in inverse proportion to how many look "
+        "alike, but for a quarter",
+    )
     rates: LearningRates = Field(LearningRates(), description="learning rates")
     weights: LossWeights = Field(LossWeights(), description="weights of the losses")
     checkpoint_seconds: float = Field(20.0, ge=0, description="time between checkpoints, s")
@@ -163,6 +171,7 @@ class Params(StageParams):
             relocations=self.relocations,
             relocated=self.relocated,
             checkpoint_seconds=self.checkpoint_seconds,
+            warm_up=self.warm_up,
         )
 
 
@@ -175,7 +184,11 @@ def run(inputs: Inputs, params: Params, out: Path) -> None:
     dataset = Dataset(inputs["ingest"], inputs["matting"], inputs["tracking"], inputs.splits)
     lineage = {f"{stage}/{name}": _sha256(inputs[stage] / name) for stage, name in LINEAGE}
     views = TrainingViews(
-        dataset, inputs.seed, params.super_resolution_scale, params.scale_augmentation
+        dataset,
+        inputs.seed,
+        params.super_resolution_scale,
+        params.scale_augmentation,
+        params.rare_expressions,
     )
     torch.manual_seed(inputs.seed)
     face = TrackedFace.load(inputs["tracking"])

@@ -37,7 +37,7 @@ from gha_core.avatar.initialise import (
 )
 from gha_core.avatar.relocation import Shown, relocate, shown
 from gha_core.avatar.rendering import render_colours
-from gha_core.avatar.samples import Batch, TrainingViews
+from gha_core.avatar.samples import Batch, TrainingViews, seen_in_pass, shares
 from gha_core.avatar.super_resolution import SuperResolution
 from gha_core.avatar.training import EXPRESSION_BOUND, Corrections
 from gha_core.avatar.windows import Window
@@ -770,6 +770,57 @@ def test_a_runaway_parameter_is_caught_though_the_loss_stays_finite(
     with pytest.raises(StageError, match=r"step \d+.*: head\.positions is NaN or infinite"):
         stage.run(_inputs(subject, tmp_path / "work"), wild, out)
     assert read_checkpoint(tmp_path / "work", "any") is None
+
+
+def test_learning_rates_rise_and_fall() -> None:
+    config = TINY.model_copy(update={"warm_up": 4, "final_rate": 0.1, "steps": 10}).training()
+    fall = [0.1 ** (step / 10) for step in range(10)]
+    expected = [0.2, 0.4, 0.6, 0.8, 1, 1, 1, 1, 1, 1]
+    rates = [config.rate(step) for step in range(10)]
+    assert rates == pytest.approx([a * b for a, b in zip(fall, expected, strict=True)])
+    assert replace(config, warm_up=0).rate(3) == 0.1**0.3
+
+
+# The order of frames -----------------------------------------------------------------------------
+
+
+def test_rare_expressions_are_seen_more_often_and_none_is_forgotten() -> None:
+    rng = np.random.default_rng(0)
+    calm = 0.01 * rng.standard_normal((90, 4))
+    smile = np.array([1.0, 0, 0, 0]) + 0.01 * rng.standard_normal((9, 4))
+    wink = np.array([[0.0, 2.0, 0, 0]])
+    expressions = np.concatenate([calm, smile, wink]).astype(np.float32)
+    share = shares(expressions, 1.0)
+    assert share.mean() == pytest.approx(1)
+    # Each of the three looks is one third of what is not spread evenly.
+    for frames in (slice(90), slice(90, 99), slice(99, 100)):
+        count = len(expressions[frames])
+        assert share[frames].sum() == pytest.approx(0.25 * count + 25, rel=0.02)
+    passes = [seen_in_pass(number, share.cumsum()) for number in range(40)]
+    assert all(len(each) == 100 for each in passes)
+    times = np.stack([np.bincount(each, minlength=100) for each in passes])
+    assert np.abs(times.sum(0) - 40 * share).max() < 4
+
+    least = np.cumsum([0.25] * 8 + [7.0])
+    for first in range(50):
+        five = [seen_in_pass(number, least) for number in range(first, first + 5)]
+        assert set(np.concatenate(five)) == set(range(9))
+
+
+@given(st.integers(1, 300), st.integers(0, 1000))
+def test_equal_shares_show_every_frame_once_a_pass(count: int, number: int) -> None:
+    share = shares(np.random.default_rng(count).random((count, 3), np.float32), 0.0)
+    np.testing.assert_array_equal(seen_in_pass(number, share.cumsum()), np.arange(count))
+
+
+@given(st.lists(st.floats(0, 2, width=32), min_size=1, max_size=60), st.floats(0.01, 1))
+def test_a_pass_is_as_long_as_there_are_frames(values: list[float], rare: float) -> None:
+    share = shares(np.array(values, np.float32)[:, None], rare)
+    assert share.min() >= 0.25
+    for number in range(12):
+        seen = seen_in_pass(number, share.cumsum())
+        assert seen.shape == (len(values),)
+        assert seen.max() < len(values)
 
 
 # Relocation --------------------------------------------------------------------------------------

@@ -78,13 +78,19 @@ class TrainingViews:
     Args:
         scale: picture pixels per feature pixel, along each side.
         augmentation: views are zoomed by 1 / (1 + this) to 1 + this.
+        rare: how much more often frames of rare expressions are seen, see :func:`shares`.
 
     Raises:
         StageError: no training row, or cameras whose pictures differ in size.
     """
 
     def __init__(
-        self, dataset: Dataset, seed: int, scale: int = SCALE, augmentation: float = 0.0
+        self,
+        dataset: Dataset,
+        seed: int,
+        scale: int = SCALE,
+        augmentation: float = 0.0,
+        rare: float = 0.0,
     ) -> None:
         self._dataset, self.seed, self._scale = dataset, seed, scale
         self._augmentation = augmentation
@@ -111,6 +117,8 @@ class TrainingViews:
             )
         width, height = sizes.pop()
         self.width, self.height = width // scale * scale, height // scale * scale
+        expressions = np.stack([frame.expression for frame in self.frames])
+        self._until = np.cumsum(shares(expressions, rare))
         self._cache: OrderedDict[Key, _Decoded] = OrderedDict()
         self._capacity = max(CACHE_BYTES // (7 * width * height), 1)
         self._inside: dict[bytes, Tensor] = {}
@@ -143,15 +151,15 @@ class TrainingViews:
 
     def at_step(self, step: int, views: int) -> list[tuple[Frame, list[Batch]]]:
         """What step number ``step`` sees: ``views`` views of a frame, each a batch of its own, or
-        as many frames as it takes if they have fewer cameras than that. The frames come in an order
-        shuffled anew for every pass. A function of (seed, step) alone."""
+        as many frames as it takes if they have fewer cameras than that. The frames of a pass come
+        in an order shuffled anew for every pass. A function of (seed, step) alone."""
         cameras = min(max(len(frame.views) for frame in self.frames), views)
         count = -(-views // cameras)
         samples = []
         for number in range(step * count, (step + 1) * count):
             epoch, place = divmod(number, len(self.frames))
             order = np.random.default_rng((self.seed, 2, epoch)).permutation(len(self.frames))
-            frame = self.frames[order[place]]
+            frame = self.frames[seen_in_pass(epoch, self._until)[order[place]]]
             rng = np.random.default_rng((self.seed, 3, number))
             chosen = rng.permutation(len(frame.views))[:cameras]
             samples.append((frame, [self.batch(frame, [frame.views[i]], rng) for i in chosen]))
@@ -194,3 +202,37 @@ class TrainingViews:
             inside = self._dataset.inside(view)[: self.height, : self.width]
             self._inside[key] = torch.from_numpy(inside.astype(np.float32))[None]
         return self._inside[key]
+
+
+def shares(expressions: NDArray[np.float32], rare: float) -> NDArray[np.float64]:
+    """How often each of F frames is seen in a pass of F frames, on average.
+
+    1/4 + 3/4 n^-rare / mean(n^-rare), where n is how many frames look like this one: the sum of
+    exp(-d^2 / 2 s^2) over all frames, itself among them, d being the distance of their expressions
+    and s a quarter of the root mean square distance of two frames.
+
+    Args:
+        expressions: [F, E]; rare: 0 for every frame as often, 1 for as often as it is rare. A frame
+            that looks like no other may then fill much of a pass, be it rare or tracked wrongly.
+    """
+    if rare == 0:
+        return np.ones(len(expressions))
+    values = expressions.astype(float)
+    spread = max(2 * values.var(0).sum() / 16, 1e-12)
+    alike = [np.exp(-((values - one) ** 2).sum(1) / (2 * spread)).sum() for one in values]
+    wanted = np.array(alike) ** -rare
+    return np.asarray(0.25 + 0.75 * wanted / wanted.mean())
+
+
+def seen_in_pass(number: int, until: NDArray[np.float64]) -> NDArray[np.int64]:
+    """The F frames of a pass, ascending: those that a comb with teeth at a distance of 1 meets.
+
+    The comb is shifted by the golden ratio from pass to pass. Of any 5 passes the shifts lie less
+    than 1/4 apart (Steinhaus' three gaps), so every frame is seen in one of them.
+
+    Args:
+        until: [F] cumulative :func:`shares`.
+    """
+    shift = number * (5**0.5 - 1) / 2 % 1
+    found = np.searchsorted(until, np.arange(len(until)) + shift, side="right")
+    return found.clip(max=len(until) - 1)  # the last sum may be rounded down

@@ -79,7 +79,8 @@ class TrainingConfig:
 
     Attributes:
         steps: in all; views: per step, drawn side by side.
-        final_rate: the learning rates fall exponentially to this share.
+        final_rate: the learning rates fall exponentially to this share; warm_up: steps over which
+            they first rise to it, evenly.
         crop: side of the part of each picture that is drawn at full size, px; the small
             picture that a super-resolution network reads is always whole.
         sharp: whether colours are drawn at full size (see :mod:`gha_core.avatar.rendering`).
@@ -98,6 +99,12 @@ class TrainingConfig:
     relocations: int
     relocated: float
     checkpoint_seconds: float
+    warm_up: int = 0
+
+    def rate(self, step: int) -> float:
+        """The learning rates at this step, as a share of those at the first."""
+        rising = min(1.0, (step + 1) / (self.warm_up + 1))
+        return float(rising * self.final_rate ** (step / self.steps))
 
     def relocates_before(self, step: int) -> bool:
         """Whether Gaussians are moved before this step."""
@@ -294,7 +301,7 @@ def train(
                 parameter.grad = _total(gradients)
             check_gradients(step, frames[0])
             for group, rate in zip(optimiser.param_groups, base, strict=True):
-                group["lr"] = rate * config.final_rate ** (step / config.steps)
+                group["lr"] = rate * config.rate(step)
             optimiser.step()
             window += [lesson.terms for lesson in drawn]
             if (step + 1) % LOG_EVERY == 0 or step + 1 == config.steps:
