@@ -35,7 +35,7 @@ from tasks.parameters import merged, resolve  # noqa: E402
 from tasks.stage import Inputs  # noqa: E402
 
 # Name -> changes of the avatar's parameters. That the landmark distance is squared in the published
-# configuration is told by its radii; that of the geometry stage's loss is geometry's to vary.
+# configuration is told by its radii. Those of the geometry stage (geometry.t1, t2) stay.
 VARIANTS: dict[str, dict[str, Any]] = {
     "full": {},
     "no expression prior": {"expression_prior": False},
