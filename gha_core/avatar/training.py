@@ -316,7 +316,7 @@ def train(
 
 @dataclass(frozen=True)
 class Lesson:
-    """What one view taught: its loss terms, and gradients of the Gaussians in the world and of the
+    """What one view taught: its loss terms, and gradients of the Gaussians in the world and of
     what else the picture depends on."""
 
     terms: Terms
