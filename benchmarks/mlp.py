@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from benchmarks.harness import Case, options, run_cases
 from benchmarks.scenes import avatar_head, moment
 from gha_core import perceptron
-from gha_core.avatar.head import ATTRIBUTE_SCALE, POSE, GaussianHead
+from gha_core.avatar.head import ATTRIBUTE_SCALE, POSE, SHADING_TURN, GaussianHead
 from gha_core.geometry.networks import ConditionedMLP, positional_encoding
 
 FULL = [(14_000, 64), (50_000, 64), (50_000, 256)]
@@ -81,7 +81,8 @@ def plain(head: GaussianHead, expression: Tensor, pose: Tensor) -> tuple[Tensor,
         ask(head.attributes_expression, head.features, expression),
         ask(head.attributes_pose, head.features, turning),
     )
-    colour = ask(head.colour_pose, head.features, turning)
+    slopes = ask(head.colour_pose, head.features, pose[:0])
+    colour = slopes.unflatten(1, (-1, 3)) @ (pose[:3] / SHADING_TURN)
     colour = colour + weight * ask(head.colour_expression, head.features, expression)
     return deformation, ATTRIBUTE_SCALE * attributes, colour
 

@@ -128,7 +128,9 @@ class Params(StageParams):
         True, description="networks change size, rotation and opacity of the Gaussians"
     )
     pose_shading: bool = Field(
-        True, description="the pose colours the face too, for lamps that do not turn with the head"
+        True,
+        description="colours change with the head's rotation, for lamps that do not turn with it; "
+        "false: the pose colours only what it controls, by a network, as published",
     )
     view_dependence: bool = Field(
         False, description="colours change with the direction of sight, as what shines does"

@@ -351,7 +351,7 @@ def test_without_the_prior_nothing_moves_before_training(subject: Path) -> None:
 # The dynamic head --------------------------------------------------------------------------------
 
 
-def _random_head(weight: torch.Tensor) -> GaussianHead:
+def _random_head(weight: torch.Tensor, pose_shading: bool = False) -> GaussianHead:
     """Every parameter random, as after training; ``weight`` falls from 1 to 0."""
     torch.manual_seed(0)
     config = HeadConfig(
@@ -362,7 +362,7 @@ def _random_head(weight: torch.Tensor) -> GaussianHead:
         channels=5,
         features=4,
         width=64,
-        pose_shading=False,
+        pose_shading=pose_shading,
     )
     head = GaussianHead(config)
     with torch.no_grad():
@@ -402,7 +402,6 @@ def test_the_networks_are_the_plain_ones_of_all_points_and_all_inputs() -> None:
     """What each Gaussian is spared (the condition's part of the first layer, networks that have no
     say) changes neither values nor gradients."""
     weight = torch.tensor([1.0] * 20 + [0.9, 0.6, 0.3] + [0.0] * 30)
-    head = _random_head(weight)
     expression, pose = torch.tensor([0.9, 0.1, 1.0]), torch.tensor([0.5, -0.3, 0.2, 0.1, 0, 0])
 
     def plain(net: ConditionedMLP, points: torch.Tensor, condition: torch.Tensor) -> torch.Tensor:
@@ -417,9 +416,13 @@ def test_the_networks_are_the_plain_ones_of_all_points_and_all_inputs() -> None:
 
     turning = positional_encoding(pose)
     for shading in (False, True):
-        head.config = replace(head.config, pose_shading=shading)
+        head = _random_head(weight, pose_shading=shading)
         found = head(expression, pose)
-        by_pose = plain(head.colour_pose, head.features, turning)
+        if shading:
+            slopes = plain(head.colour_pose, head.features, torch.zeros(0))
+            by_pose = slopes.reshape(len(slopes), -1, 3) @ (3 * pose[:3])
+        else:
+            by_pose = plain(head.colour_pose, head.features, turning)
         by_expression = plain(head.colour_expression, head.features, expression)
         colour = by_pose + weight[:, None] * by_expression
         if not shading:

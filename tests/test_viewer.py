@@ -186,7 +186,7 @@ def test_a_missing_stage_is_a_sentence(project: Path, tmp_path: Path) -> None:
 
 
 def newer(avatar: Path) -> None:
-    edit(avatar, schema_version=2)
+    edit(avatar, schema_version=99)
 
 
 def cut(avatar: Path) -> None:

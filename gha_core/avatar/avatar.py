@@ -24,7 +24,7 @@ from gha_core.cameras import Camera
 from gha_core.errors import ArtifactError
 from gha_core.pose import HeadPose
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 WEIGHTS_FILE, DESCRIPTION_FILE = "avatar.safetensors", "avatar.json"
 
 

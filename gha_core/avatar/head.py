@@ -30,6 +30,7 @@ from gha_core.geometry.networks import (
 from gha_core.pose import HeadPose
 
 ATTRIBUTE_SCALE = 0.2
+SHADING_TURN = 1 / 3  # rad, at which colours change by what the network says
 ATTRIBUTES = 3 + 4 + 1  # log-scale, quaternion, opacity logit
 POSE = 6
 # exp(log-scale) stays between these (head lengths): a runaway scale ends in NaN or in a fog.
@@ -47,7 +48,8 @@ class HeadConfig:
         channels: of the feature image, the first three being RGB.
         features: length of each Gaussian's vector that the networks read.
         width: of the expression networks' hidden layers; those of pose are half as wide.
-        pose_shading: whether the pose colours Gaussians that the expression controls, too.
+        pose_shading: whether all Gaussians' colours change with the head's rotation, linearly; if
+            not, the pose colours those that it controls, by a network.
         expression_networks, attribute_networks: whether there are networks that read the
             expression, and such that change size, rotation and opacity.
         view_dependence: whether colours change with the direction of sight.
@@ -178,7 +180,11 @@ class GaussianHead(nn.Module):
         width, half, pose = config.width, config.width // 2, encoded_size(POSE)
         shown, attributes = config.expression_networks, config.attribute_networks
         self.colour_expression = _network(shown, f, e, [width] * 2, c)
-        self.colour_pose = _network(True, f, pose, [half], c)
+        self.colour_pose = (
+            _network(True, f, 0, [half], 3 * c)
+            if config.pose_shading
+            else _network(True, f, pose, [half], c)
+        )
         self.deformation_expression = _network(shown, encoded_size(3), e, [width] * 3, 3)
         self.deformation_pose = _network(True, encoded_size(3), pose, [width] * 2, 3)
         self.attributes_expression = _network(shown and attributes, f, e, [width] * 2, ATTRIBUTES)
@@ -300,13 +306,25 @@ class GaussianHead(nn.Module):
         )
         colour = self.colour_expression(near, seen)
         if self.config.pose_shading:
-            shading = self.colour_pose(self.features, turning)
+            shading = self._shading(pose)
             weight = self.weight[by_expression, None]
             lit, rest = shading.split([len(colour), len(shading) - len(colour)])
             colour = torch.cat([torch.addcmul(lit, weight, colour), rest])
         else:
             colour = self._blend(colour, self.colour_pose(far, turning))
         return deformation, attributes, colour
+
+    def _shading(self, pose: Tensor) -> Tensor:
+        """[N, C] by how much the head's rotation changes each channel: so much per axis, times the
+        rotation.
+
+        What a matte surface receives is to first order linear in its normal (spherical harmonics
+        of degree 1), so linear in a small turn. A network that reads the pose learns the training
+        poses as well, but at their border errs by tenths of the whole change.
+        """
+        turn = pose.clamp(self.pose_range[0], self.pose_range[1])[:3] / SHADING_TURN
+        slopes = self.colour_pose(self.features)
+        return (slopes.view(len(slopes), -1, 3) * turn).sum(-1)
 
     def _left_behind(self, points: Tensor, pose: Tensor) -> tuple[Tensor, Tensor]:
         """Undo the head's movement as far as each Gaussian belongs to the torso: the moved points,

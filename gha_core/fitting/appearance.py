@@ -38,16 +38,16 @@ Indices = NDArray[np.int64]
 Photos = Callable[[int], Mapping[int, Image]]
 """Timestep -> camera -> [H, W, 3] uint8; both are indices. Called from several threads."""
 
-_BLURS = 2.0, 1.4, 1.0, 1.0  # px, of the rounds; landmarks are a pixel or two off
-_SHADING = 5.0  # what is this much wider than the blur may be light, and is left out
+_BLURS = 2.0, 1.4, 1.0, 0.7, 0.5, 0.5  # px, of the rounds; landmarks are a pixel or two off
+_SHADING = 4.0  # what is this much wider than the blur may be light, and is left out
 _HEAD = 160.0  # px; larger heads are shrunk to it
 _STEPS = 2  # Gauss-Newton steps of a timestep in a round
-_FACING = 0.35  # cosine between normal and ray from which on a point is seen well
+_FACING = 0.15  # cosine between normal and ray from which on a point is seen well
 # Standard deviations of what landmarks leave to do: rad, head lengths, of a coefficient.
 _TURN, _MOVE, _EXPRESSION = 0.03, 0.03, 0.08
 # Of the second differences in time of that.
 _TURN_BENDS, _MOVE_BENDS, _EXPRESSION_BENDS = 0.002, 0.002, 0.03
-_NOISE = 0.01  # of the photos' range: least standard deviation of how a point looks
+_NOISE = 0.002  # of the photos' range: least standard deviation of how a point looks
 _ROBUST = 3.0  # standard deviations beyond which a point counts as covered
 _INDEPENDENT = 0.1  # points err together; this share of them counts as independent
 _LEAST = 3  # timesteps that a camera must have seen a point in
