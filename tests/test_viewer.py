@@ -232,7 +232,7 @@ def edit(avatar: Path, **values: object) -> None:
 @pytest.mark.parametrize(
     ("spoil", "sentence"),
     [
-        (newer, "schema version 2, this code reads version 1. Update gha"),
+        (newer, "schema version 99, this code reads version 2. Update gha"),
         (cut, "does not fit its description"),
         (enormous, "does not fit its description"),
         (incomplete, "does not describe an avatar"),
